@@ -1,1 +1,1 @@
-"""evaluation"""
+"""How good a model is: metrics, intervals, figures and reports from plain labels."""
