@@ -1,0 +1,585 @@
+"""Runs a SavedModel through TensorFlow's C API, without importing TensorFlow.
+
+The loader is the one inside TensorFlow Serving (`LoadSavedModel`, tag `serve`), and XLA
+is switched off as it is there, so what fails in a server fails here; a reload in Python
+would hide it. Needs numpy and the two libraries of the `tensorflow` wheel.
+
+    python -m tfllm.serving.c_api saved_models/NAME/1
+
+reads a request a line and writes an answer a line:
+
+    {"signature": "serving_default", "inputs": {"text": ["good", "bad"]}}
+    {"outputs": {"label": ["pos", "neg"], "score": [0.9, 0.8]}, "seconds": 0.002}
+
+An input string that is not UTF-8 goes in as `{"b64": "…"}`; in answers its bytes are
+lone surrogates (PEP 383). A request that fails is answered `{"error": "…"}`.
+"""
+
+import base64
+import contextlib
+import ctypes
+import dataclasses
+import functools
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from ctypes import POINTER, c_char_p, c_int, c_int64, c_size_t, c_void_p
+from pathlib import Path
+
+import numpy as np
+
+from tfllm.serving import wire
+
+DEFAULT_SIGNATURE = "serving_default"
+_DTYPES = {
+    1: "float32", 2: "float64", 3: "int32", 4: "uint8", 5: "int16", 6: "int8",
+    7: "string", 9: "int64", 10: "bool", 17: "uint16", 19: "float16", 22: "uint32",
+    23: "uint64",
+}  # fmt: skip
+_STRING, _TSTRING_BYTES = 7, 24
+_CODES = dict(
+    enumerate(
+        ["OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED",
+         "NOT_FOUND", "ALREADY_EXISTS", "PERMISSION_DENIED", "RESOURCE_EXHAUSTED",
+         "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED", "INTERNAL",
+         "UNAVAILABLE", "DATA_LOSS", "UNAUTHENTICATED"]
+    )
+)  # fmt: skip
+
+
+class ModelError(RuntimeError):
+    """The model could not be loaded, or did not answer a request.
+
+    Args:
+        message: One line.
+        code: TensorFlow's status code by name, `INVALID_ARGUMENT` and so on.
+    """
+
+    def __init__(self, message: str, code: str = "INVALID_ARGUMENT"):
+        self.code = code
+        super().__init__(f"{code}: {message}")
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorInfo:
+    """A signature's input or output; `shape` is None when the rank is unknown."""
+
+    tensor: str
+    dtype: str
+    shape: tuple[int | None, ...] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class SignatureInfo:
+    """The named inputs and outputs of a signature."""
+
+    inputs: dict[str, TensorInfo]
+    outputs: dict[str, TensorInfo]
+
+
+def version_directory(path: str | Path) -> Path:
+    """The folder that holds `saved_model.pb`: `path`, or its newest version."""
+    path = Path(path)
+    if (path / "saved_model.pb").is_file():
+        return path
+    versions = [p for p in path.glob("*/saved_model.pb") if p.parent.name.isdigit()]
+    if not versions:
+        raise ModelError(f"no saved_model.pb in {path}", "NOT_FOUND")
+    return max(versions, key=lambda p: int(p.parent.name)).parent
+
+
+def read_meta_graph(directory: str | Path) -> memoryview:
+    """The MetaGraphDef with tag `serve` of a SavedModel, undecoded."""
+    path = version_directory(directory) / "saved_model.pb"
+    try:
+        graphs = wire.every(path.read_bytes(), 2)
+        for graph in graphs:
+            if "serve" in map(wire.text, wire.every(wire.first(graph, 1), 4)):
+                return graph
+    except ValueError as error:
+        raise ModelError(f"{path} is broken: {error}", "DATA_LOSS") from None
+    raise ModelError(f"{path} has no graph with the tag 'serve'", "NOT_FOUND")
+
+
+def read_signatures(meta_graph: memoryview) -> dict[str, SignatureInfo]:
+    """The signatures of a MetaGraphDef, with raw tensor names."""
+    return {
+        name: SignatureInfo(
+            *(
+                {k: _tensor_info(v) for k, v in wire.entries(definition, side).items()}
+                for side in (1, 2)
+            )
+        )
+        for name, definition in sorted(wire.entries(meta_graph, 5).items())
+        if name != "__saved_model_init_op"
+    }
+
+
+def _tensor_info(message: memoryview) -> TensorInfo:
+    shape = wire.first(message, 3)
+    dims = [wire.signed(wire.first(d, 1, 0)) for d in wire.every(shape, 2)]
+    return TensorInfo(
+        wire.text(wire.first(message, 1)),
+        _DTYPES.get(number := wire.first(message, 2, 0), f"type {number}"),
+        None if wire.first(shape, 3, 0) else tuple(None if d < 0 else d for d in dims),
+    )
+
+
+class SavedModel:
+    """A SavedModel in a session of its own.
+
+    Args:
+        directory: A version folder, or a folder of versions (the newest is taken).
+        xla: Leaves XLA on, as a server with `--xla_cpu_compilation_enabled` does.
+
+    Raises:
+        ModelError: It does not load.
+
+    Attributes:
+        signatures: name → `SignatureInfo`.
+        load_seconds: What loading took.
+        notes: What could not be done as a server does it.
+    """
+
+    def __init__(self, directory: str | Path, xla: bool = False):
+        self.directory = version_directory(directory)
+        meta_graph = read_meta_graph(self.directory)
+        self.signatures = read_signatures(meta_graph)
+        self.notes: list[str] = []
+        self._tf = tf = _library()
+        if not xla:
+            try:
+                tf._ZN10tensorflow21DisableXlaCompilationEv()
+            except AttributeError:
+                self.notes.append("this TensorFlow cannot switch XLA off: it stays on")
+        started = time.perf_counter()
+        if b"Sentencepiece" in meta_graph.obj or b"TFText>" in meta_graph.obj:
+            self._load_text_ops()
+        self._graph, options = tf.TF_NewGraph(), tf.TF_NewSessionOptions()
+        with _status() as status:
+            self._session = tf.TF_LoadSessionFromSavedModel(
+                options, None, os.fsencode(self.directory),
+                (c_char_p * 1)(b"serve"), 1, self._graph, None, status,
+            )  # fmt: skip
+        tf.TF_DeleteSessionOptions(options)
+        self._operations: dict[str, _Output] = {}
+        self.load_seconds = time.perf_counter() - started
+
+    def run(self, signature: str, inputs: dict) -> dict[str, np.ndarray]:
+        """Answers one request.
+
+        Args:
+            signature: Name of the signature.
+            inputs: A value for every input: nested lists or an array.
+
+        Returns:
+            output → array. Strings are `str` in object arrays (bytes that are not
+            UTF-8 as lone surrogates); outputs named `*_bytes` are `bytes`.
+
+        Raises:
+            ModelError: The request does not fit, or the graph refused it.
+        """
+        if (info := self.signatures.get(signature)) is None:
+            known = ", ".join(self.signatures)
+            raise ModelError(f"no signature {signature!r} (it has {known})")
+        arrays = check_inputs(info, inputs)
+        tf, feeds = self._tf, []
+        results = (c_void_p * len(info.outputs))()
+        try:
+            for name, array in arrays.items():
+                feeds.append(_to_tensor(tf, array, info.inputs[name].dtype))
+            with _status() as status:
+                tf.TF_SessionRun(
+                    self._session, None,
+                    self._outputs(info.inputs), (c_void_p * len(feeds))(*feeds),
+                    len(feeds), self._outputs(info.outputs), results, len(results),
+                    None, 0, None, status,
+                )  # fmt: skip
+            return {
+                name: _from_tensor(tf, tensor, raw=name.endswith("_bytes"))
+                for name, tensor in zip(info.outputs, results, strict=True)
+            }
+        finally:
+            # Outputs may share an input's buffer: inputs' strings are freed last.
+            for tensor in filter(None, results):
+                tf.TF_DeleteTensor(tensor)
+            for tensor in feeds:
+                _free(tf, tensor)
+
+    def close(self) -> None:
+        """Frees the session and its variables."""
+        if session := self.__dict__.pop("_session", None):
+            with _status() as status:
+                self._tf.TF_CloseSession(session, status)
+            with _status() as status:
+                self._tf.TF_DeleteSession(session, status)
+            self._tf.TF_DeleteGraph(self._graph)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def _outputs(self, tensors: dict[str, TensorInfo]):
+        for tensor in (info.tensor for info in tensors.values()):
+            if tensor not in self._operations:
+                name, _, index = tensor.partition(":")
+                operation = self._tf.TF_GraphOperationByName(self._graph, name.encode())
+                if not operation:
+                    raise ModelError(f"the graph has no {tensor}", "NOT_FOUND")
+                self._operations[tensor] = _Output(operation, int(index or 0))
+        found = [self._operations[info.tensor] for info in tensors.values()]
+        return (_Output * len(found))(*found)
+
+    def _load_text_ops(self) -> None:
+        """The server has tensorflow-text's ops built in; here they are plug-ins."""
+        spec = importlib.util.find_spec("tensorflow_text")
+        if spec is None:
+            self.notes.append("tensorflow-text is not installed: its ops are missing")
+            return
+        for library in Path(spec.origin).parent.rglob("python/ops/*.so"):
+            with _status() as status:
+                self._tf.TF_LoadLibrary(os.fsencode(library), status)
+
+
+def check_inputs(info: SignatureInfo, inputs: dict) -> dict[str, np.ndarray]:
+    """Turns a request's inputs into arrays of the signature's types and ranks."""
+    if not isinstance(inputs, dict):
+        raise ModelError(f"inputs are a {type(inputs).__name__}, not a dict")
+    if unlike := set(inputs) ^ set(info.inputs):
+        names = ", ".join(sorted(map(str, unlike)))
+        raise ModelError(f"missing or unknown inputs: {names}")
+    return {name: _array(name, inputs[name], info.inputs[name]) for name in info.inputs}
+
+
+def _array(name: str, value, info: TensorInfo) -> np.ndarray:
+    try:
+        if info.dtype == "string":
+            array = np.array(_encode(value), dtype=object)
+            bad = next((v for v in array.flat if not isinstance(v, bytes)), None)
+            if bad is not None:
+                raise TypeError(f"{type(bad).__name__} where a string belongs")
+        else:
+            given, wanted = np.asarray(value), np.dtype(info.dtype)
+            kinds = {"f": "fiu", "i": "iu", "u": "iu", "b": "b"}[wanted.kind]
+            if given.size and given.dtype.kind not in kinds:
+                raise TypeError(f"{given.dtype} where {wanted} belongs")
+            with np.errstate(over="ignore"):
+                array = np.ascontiguousarray(given.astype(wanted)).reshape(given.shape)
+            if wanted.kind in "iu" and not np.array_equal(array, given):
+                raise OverflowError(f"out of range for {wanted}")
+    except (TypeError, ValueError, OverflowError, KeyError) as error:
+        raise ModelError(f"input {name!r}: {error}") from None
+    if info.shape is not None and (
+        array.ndim != len(info.shape)
+        or any(w not in (None, g) for g, w in zip(array.shape, info.shape, strict=True))
+    ):
+        wanted = [("N" if d is None else d) for d in info.shape]
+        raise ModelError(f"input {name!r} has shape {array.shape}, not {wanted}")
+    return array
+
+
+def _encode(value):
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [_encode(v) for v in value]
+    if isinstance(value, str):
+        return value.encode("utf-8", "surrogateescape")
+    if isinstance(value, dict) and set(value) == {"b64"}:
+        return base64.b64decode(value["b64"], validate=True)
+    return value
+
+
+class _Output(ctypes.Structure):
+    _fields_ = (("operation", c_void_p), ("index", c_int))
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    """TensorFlow's libraries with the prototypes of the calls used here."""
+    spec = importlib.util.find_spec("tensorflow")
+    if spec is None or spec.origin is None:
+        raise ModelError("tensorflow is not installed", "UNAVAILABLE")
+    folder = Path(spec.origin).parent
+    suffix = ".2.dylib" if sys.platform == "darwin" else ".so.2"
+    try:
+        for name in ("framework", "cc"):
+            path = folder / f"libtensorflow_{name}{suffix}"
+            tf = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+    except OSError as error:
+        raise ModelError(f"cannot load {path}: {error}", "UNAVAILABLE") from None
+    outputs, tensors = POINTER(_Output), POINTER(c_void_p)
+    prototypes = {
+        "NewStatus": (c_void_p,), "DeleteStatus": (None, c_void_p),
+        "GetCode": (c_int, c_void_p), "Message": (c_char_p, c_void_p),
+        "NewGraph": (c_void_p,), "DeleteGraph": (None, c_void_p),
+        "NewSessionOptions": (c_void_p,), "DeleteSessionOptions": (None, c_void_p),
+        "LoadLibrary": (c_void_p, c_char_p, c_void_p),
+        "LoadSessionFromSavedModel": (
+            c_void_p, c_void_p, c_void_p, c_char_p, POINTER(c_char_p), c_int,
+            c_void_p, c_void_p, c_void_p,
+        ),
+        "CloseSession": (None, c_void_p, c_void_p),
+        "DeleteSession": (None, c_void_p, c_void_p),
+        "GraphOperationByName": (c_void_p, c_void_p, c_char_p),
+        "SessionRun": (
+            None, c_void_p, c_void_p, outputs, tensors, c_int, outputs, tensors, c_int,
+            c_void_p, c_int, c_void_p, c_void_p,
+        ),
+        "AllocateTensor": (c_void_p, c_int, POINTER(c_int64), c_int, c_size_t),
+        "DeleteTensor": (None, c_void_p), "TensorType": (c_int, c_void_p),
+        "NumDims": (c_int, c_void_p), "Dim": (c_int64, c_void_p, c_int),
+        "TensorByteSize": (c_size_t, c_void_p), "TensorData": (c_void_p, c_void_p),
+        "StringCopy": (None, c_void_p, c_char_p, c_size_t),
+        "StringDealloc": (None, c_void_p), "StringGetSize": (c_size_t, c_void_p),
+        "StringGetDataPointer": (c_void_p, c_void_p),
+    }  # fmt: skip
+    for name, (result, *arguments) in prototypes.items():
+        function = getattr(tf, f"TF_{name}")
+        function.restype, function.argtypes = result, arguments
+    return tf
+
+
+@contextlib.contextmanager
+def _status():
+    """A TF_Status whose error is raised on the way out."""
+    tf = _library()
+    status = tf.TF_NewStatus()
+    try:
+        yield status
+        if code := tf.TF_GetCode(status):
+            message = tf.TF_Message(status).decode("utf-8", "replace")
+            # The first line says it; what follows is the graph's own traceback.
+            raise ModelError(" ".join(message.split("\n\t")[0].split()), _CODES[code])
+    finally:
+        tf.TF_DeleteStatus(status)
+
+
+def _to_tensor(tf, array: np.ndarray, dtype: str) -> int:
+    shape = (c_int64 * max(array.ndim, 1))(*array.shape)
+    number = next(number for number, name in _DTYPES.items() if name == dtype)
+    size = _TSTRING_BYTES * array.size if number == _STRING else array.nbytes
+    tensor = tf.TF_AllocateTensor(number, shape, array.ndim, size)
+    data = tf.TF_TensorData(tensor)
+    if number == _STRING:
+        if size:
+            ctypes.memset(data, 0, size)  # TF_StringInit: 24 zero bytes
+        for position, value in enumerate(array.flat):
+            tf.TF_StringCopy(data + _TSTRING_BYTES * position, value, len(value))
+    elif size:
+        ctypes.memmove(data, array.ctypes.data, size)
+    return tensor
+
+
+def _from_tensor(tf, tensor: int, raw: bool) -> np.ndarray:
+    shape = [tf.TF_Dim(tensor, i) for i in range(tf.TF_NumDims(tensor))]
+    number, size = tf.TF_TensorType(tensor), tf.TF_TensorByteSize(tensor)
+    data = tf.TF_TensorData(tensor)
+    if number not in _DTYPES:
+        raise ModelError(f"an output has type {number}, unknown here", "UNIMPLEMENTED")
+    buffer = ctypes.string_at(data, size) if size else b""
+    if number != _STRING:
+        return np.frombuffer(buffer, _DTYPES[number]).reshape(shape).copy()
+    array = np.empty(len(buffer) // _TSTRING_BYTES, dtype=object)
+    for i in range(len(array)):
+        start = i * _TSTRING_BYTES
+        header = buffer[start]
+        # TF_TString, type in the two low bits: 0 holds up to 22 bytes in place (read
+        # here, which is ten times as fast), the others point elsewhere.
+        if header & 3 == 0 and sys.byteorder == "little":
+            value = buffer[start + 1 : start + 1 + (header >> 2)]
+        else:
+            at = data + start
+            length = tf.TF_StringGetSize(at)
+            value = ctypes.string_at(tf.TF_StringGetDataPointer(at), length)
+        array[i] = value if raw else value.decode("utf-8", "surrogateescape")
+    return array.reshape(shape)
+
+
+def _free(tf, tensor: int) -> None:
+    if tf.TF_TensorType(tensor) == _STRING:
+        data, size = tf.TF_TensorData(tensor), tf.TF_TensorByteSize(tensor)
+        for position in range(0, size, _TSTRING_BYTES):
+            tf.TF_StringDealloc(data + position)
+    tf.TF_DeleteTensor(tensor)
+
+
+class Process:
+    """A SavedModel in a process of its own, with the methods of `SavedModel`.
+
+    Args:
+        directory: A version folder, or a folder of versions (the newest is taken).
+        xla: Leaves XLA on.
+        cpu: Hides GPUs from the process, which would take their memory.
+        timeout: Seconds for loading and for each answer; the process is then killed.
+
+    Raises:
+        ModelError: It does not load.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        *,
+        xla: bool = False,
+        cpu: bool = True,
+        timeout: float = 300,
+    ):
+        self.timeout = timeout
+        environment = dict(os.environ)
+        environment.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        if cpu:
+            environment["CUDA_VISIBLE_DEVICES"] = "-1"
+        top = str(Path(__file__).resolve().parents[2])
+        paths = [top, environment.get("PYTHONPATH")]
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+        command = [sys.executable, "-m", "tfllm.serving.c_api", str(directory)]
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed in `close`)
+        self._process = subprocess.Popen(
+            command + ["--xla"] * xla,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            env=environment,
+        )
+        try:
+            hello = self._answer()
+        except BaseException:
+            self.close()
+            raise
+        self.load_seconds, self.notes = hello["load_seconds"], hello["notes"]
+        self.modules = hello["modules"]
+        self.signatures = {
+            name: SignatureInfo(
+                *(
+                    {k: TensorInfo(t, d, s and tuple(s)) for k, (t, d, s) in x.items()}
+                    for x in sides
+                )
+            )
+            for name, sides in hello["signatures"].items()
+        }
+        self.seconds = 0.0
+
+    def run(self, signature: str, inputs: dict) -> dict[str, np.ndarray]:
+        """As `SavedModel.run`; `seconds` is then what the model took."""
+        request = {"signature": signature, "inputs": inputs}
+        answer = self.request(json.dumps(request, default=_to_json))
+        self.seconds = answer["seconds"]
+        outputs = {}
+        for name, values in answer["outputs"].items():
+            dtype = self.signatures[signature].outputs[name].dtype
+            if dtype == "string" and name.endswith("_bytes"):
+                values = _encode(values)
+            array = np.array(values, dtype=object if dtype == "string" else dtype)
+            outputs[name] = array
+        return outputs
+
+    def request(self, line: str | bytes) -> dict:
+        """Sends one line as it is and returns the decoded answer."""
+        line = line.encode() if isinstance(line, str) else line
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(line + b"\n")
+            self._process.stdin.flush()
+        return self._answer()
+
+    def close(self) -> None:
+        """Ends the process."""
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+        self._errors.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def _answer(self) -> dict:
+        timer = threading.Timer(self.timeout, self._process.kill)
+        timer.start()
+        line = self._process.stdout.readline()
+        timer.cancel()
+        if not line.endswith(b"\n"):
+            status = self._process.wait()
+            self._errors.seek(0)
+            tail = self._errors.read().decode("utf-8", "replace").strip()[-300:]
+            raise ModelError(
+                f"the process ended with status {status}: {tail}", "ABORTED"
+            )
+        answer = json.loads(line)
+        if "error" in answer:
+            code, _, message = answer["error"].partition(": ")
+            raise ModelError(message, code)
+        return answer
+
+
+def _to_json(value):
+    if isinstance(value, bytes):
+        return {"b64": base64.b64encode(value).decode()}
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} in a request")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Serves a SavedModel on standard input and output, a JSON object a line."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    paths = [a for a in arguments if a != "--xla"]
+    if not 1 <= len(paths) <= 2:
+        print("usage: c_api DIRECTORY [SIGNATURE] [--xla]", file=sys.stderr)
+        return 2
+    default = paths[1] if len(paths) == 2 else DEFAULT_SIGNATURE
+
+    def write(answer: dict) -> None:
+        print(json.dumps(answer, default=_to_json), flush=True)
+
+    try:
+        model = SavedModel(paths[0], xla="--xla" in arguments)
+    except ModelError as error:
+        write({"error": str(error)})
+        return 2
+    if len(paths) == 1:
+        sides = {
+            name: [
+                {k: dataclasses.astuple(v) for k, v in side.items()}
+                for side in (info.inputs, info.outputs)
+            ]
+            for name, info in model.signatures.items()
+        }
+        modules = sorted({name.partition(".")[0] for name in sys.modules})
+        write({"signatures": sides, "load_seconds": model.load_seconds,
+               "notes": model.notes, "modules": modules})  # fmt: skip
+    for line in sys.stdin.buffer:
+        try:
+            request = json.loads(line)
+            if not isinstance(request, dict):
+                raise ModelError("a request is an object with signature and inputs")
+            started = time.perf_counter()
+            outputs = model.run(
+                request.get("signature", default), request.get("inputs")
+            )
+            seconds = time.perf_counter() - started
+            write({"outputs": outputs, "seconds": seconds})
+        except ModelError as error:
+            write({"error": str(error)})
+        except Exception as error:  # whatever a request holds, the next one is served
+            write({"error": f"INVALID_ARGUMENT: {type(error).__name__}: {error}"})
+    model.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
