@@ -12,7 +12,7 @@ UNSPACED_LETTER = re.compile("[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff]")
 
 
 def detect_language(texts: Sequence[str]) -> str:
-    """`zh` when over a tenth of the letters need no spaces (CJK, kana, Thai) or `en`."""
+    """`zh` when over a tenth of the letters are CJK, kana or Thai, else `en`."""
     text = "".join(texts[:1000])
     letters = sum(map(str.isalpha, text))
     return "zh" if len(UNSPACED_LETTER.findall(text)) > letters / 10 else "en"

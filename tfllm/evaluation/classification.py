@@ -125,6 +125,8 @@ def classification_metrics(
     metrics = {name: float(value) for name, value in counts.items()}
     if scores is not None:
         scores = check_scores(scores, len(labels), len(class_names))
+        if predictions.max() >= len(class_names):
+            raise ValueError("a prediction with scores must be one of class_names")
         confidence = scores[np.arange(len(labels)), predictions]
         hits = labels == predictions
         metrics["loss"] = float(log_losses(labels, scores).mean())

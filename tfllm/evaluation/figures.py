@@ -13,15 +13,14 @@ import numpy as np
 from tfllm.evaluation.classification import Calibration, precision_recall
 
 BLUE, RED, GREY = "#2f6fb0", "#c8503c", "#8a8f98"
-CURVES = ("#2f6fb0", "#e08a1e", "#3a9a5b", "#c8503c", "#7d5fb2", "#8c6d53") + (
-    *("#d678b0", "#5f6670", "#a9a832", "#35a8b5"),
-)
+CURVES = (BLUE, "#e08a1e", "#3a9a5b", RED, "#7d5fb2", "#8c6d53", "#d678b0", "#5f6670")
+CURVES += ("#a9a832", "#35a8b5")
 MOST_CLASSES = 40  # more do not fit on one picture
 WORST_CLASSES = 30  # of them, then, these are drawn
 
 
 def confusion_figure(matrix: np.ndarray, names: Sequence[str]):
-    """Draws counts `[K, K]` (labels by predictions), shaded by their share of the label.
+    """Draws counts `[K, K]` (labels by predictions), shaded by share of the label.
 
     Of more than 40 classes only the 30 with the most errors are drawn, the rest
     together as one.
@@ -56,7 +55,7 @@ def confusion_figure(matrix: np.ndarray, names: Sequence[str]):
         )
     label_size = 10 if size <= 16 else 8
     style = {"fontsize": label_size, "fontfamily": font_families(names)}
-    upright = size <= 6 and longest <= 10
+    upright = longest <= 2 or (size <= 6 and longest <= 10)
     turned = (
         {} if upright else {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
     )
@@ -85,11 +84,15 @@ def reliability_figure(width: Calibration, mass: Calibration | None = None):
     axes, below = figure.subplots(2, 1, height_ratios=(4, 1), sharex=True)
     left = np.minimum(np.ceil(width.confidence * 15 - 1e-9) - 1, 14).clip(0) / 15
     bars = {"width": 1 / 15, "align": "edge", "edgecolor": "white", "linewidth": 1}
-    axes.bar(left, width.accuracy, color=BLUE, label="Accuracy of the bin", **bars)
-    gap = width.confidence - width.accuracy
-    style = {**bars, "edgecolor": RED, "hatch": "////", "linewidth": 0.5}
-    label = "Gap to the confidence"
-    axes.bar(left, gap, bottom=width.accuracy, color="none", label=label, **style)
+    low, high = np.sort([width.accuracy, width.confidence], axis=0)
+    axes.bar(left, low, color=BLUE, label="Accuracy of the bin", **bars)
+    over = width.confidence > width.accuracy
+    for side, colour, label in (
+        (over, "#f0b8ad", "Confidence above accuracy"),
+        (~over, "#a9cbe9", "Accuracy above confidence"),
+    ):
+        gap = (high - low)[side]
+        axes.bar(left[side], gap, bottom=low[side], color=colour, label=label, **bars)
     axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1.2)
     if mass is not None:
         style = {"marker": "o", "markersize": 4.5, "color": "#20242a", "linewidth": 1}
@@ -153,7 +156,7 @@ def precision_recall_figure(
 
 
 def slices_figure(slices: Sequence[dict], xlabel: str):
-    """Draws the accuracy of slices (`slice samples accuracy interval`) with intervals."""
+    """Draws the accuracy of slices: dicts `slice samples accuracy interval`."""
     figure, axes = _axes(6.4, 3.6)
     accuracy = np.array([s["accuracy"] for s in slices])
     bounds = np.array([s["interval"] for s in slices]).T
@@ -173,7 +176,8 @@ def slices_figure(slices: Sequence[dict], xlabel: str):
 def png(figure, dpi: int = 110) -> bytes:
     """The figure as a PNG file; the same figure always gives the same bytes."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    style = {"bbox_inches": "tight", "pad_inches": 0.12, "metadata": {"Software": None}}
+    figure.savefig(buffer, format="png", dpi=dpi, **style)
     return buffer.getvalue()
 
 

@@ -145,7 +145,7 @@ def compare(
 def compare_means(
     first: np.ndarray, second: np.ndarray, samples=10_000, seed=0, level=0.95
 ) -> dict:
-    """As `compare`, for one number a row `[N]` and system (a loss, a sentence score)."""
+    """As `compare`, for one number a row `[N]` of each system (a loss, a score)."""
     gaps = np.asarray(second, np.float64) - np.asarray(first, np.float64)
     rng, null = np.random.default_rng(seed), []
     for part in _parts(samples, len(gaps)):
