@@ -261,10 +261,8 @@ def check_inputs(info: SignatureInfo, inputs: dict) -> dict[str, np.ndarray]:
 def _array(name: str, value, info: TensorInfo) -> np.ndarray:
     try:
         if info.dtype == "string":
-            array = np.array(_encode(value), dtype=object)
-            bad = next((v for v in array.flat if not isinstance(v, bytes)), None)
-            if bad is not None:
-                raise TypeError(f"{type(bad).__name__} where a string belongs")
+            array = np.array(from_json(value), dtype=object)
+            array.flat = [to_bytes(text) for text in array.flat]
         else:
             given, wanted = np.asarray(value), np.dtype(info.dtype)
             kinds = {"f": "fiu", "i": "iu", "u": "iu", "b": "b"}[wanted.kind]
@@ -285,16 +283,29 @@ def _array(name: str, value, info: TensorInfo) -> np.ndarray:
     return array
 
 
-def _encode(value):
-    if isinstance(value, np.ndarray):
-        value = value.tolist()
+def from_json(value):
+    """Puts bytes in the place of every `{"b64": …}` in nested lists."""
     if isinstance(value, list | tuple):
-        return [_encode(v) for v in value]
-    if isinstance(value, str):
-        return value.encode("utf-8", "surrogateescape")
+        return [from_json(v) for v in value]
     if isinstance(value, dict) and set(value) == {"b64"}:
         return base64.b64decode(value["b64"], validate=True)
     return value
+
+
+def to_json(value):
+    """The `default` of `json.dumps` for arrays, and for bytes as `{"b64": …}`."""
+    if isinstance(value, bytes):
+        return {"b64": base64.b64encode(value).decode()}
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} in a request")
+
+
+def to_bytes(text: str | bytes) -> bytes:
+    """The bytes that a string stands for, lone surrogates for ill-formed ones."""
+    if not isinstance(text, str | bytes):
+        raise TypeError(f"{type(text).__name__} where a string belongs")
+    return text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text
 
 
 class _Output(ctypes.Structure):
@@ -470,15 +481,14 @@ class Process:
     def run(self, signature: str, inputs: dict) -> dict[str, np.ndarray]:
         """As `SavedModel.run`; `seconds` is then what the model took."""
         request = {"signature": signature, "inputs": inputs}
-        answer = self.request(json.dumps(request, default=_to_json))
+        answer = self.request(json.dumps(request, default=to_json))
         self.seconds = answer["seconds"]
         outputs = {}
         for name, values in answer["outputs"].items():
             dtype = self.signatures[signature].outputs[name].dtype
             if dtype == "string" and name.endswith("_bytes"):
-                values = _encode(values)
-            array = np.array(values, dtype=object if dtype == "string" else dtype)
-            outputs[name] = array
+                values = from_json(values)
+            outputs[name] = np.array(values, object if dtype == "string" else dtype)
         return outputs
 
     def request(self, line: str | bytes) -> dict:
@@ -526,14 +536,6 @@ class Process:
         return answer
 
 
-def _to_json(value):
-    if isinstance(value, bytes):
-        return {"b64": base64.b64encode(value).decode()}
-    if isinstance(value, np.ndarray | np.generic):
-        return value.tolist()
-    raise TypeError(f"{type(value).__name__} in a request")
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Serves a SavedModel on standard input and output, a JSON object a line."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -544,7 +546,7 @@ def main(arguments: list[str] | None = None) -> int:
     default = paths[1] if len(paths) == 2 else DEFAULT_SIGNATURE
 
     def write(answer: dict) -> None:
-        print(json.dumps(answer, default=_to_json), flush=True)
+        print(json.dumps(answer, default=to_json), flush=True)
 
     try:
         model = SavedModel(paths[0], xla="--xla" in arguments)

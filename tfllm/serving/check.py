@@ -1,0 +1,369 @@
+"""Finds out, before a server does, whether a SavedModel can be served.
+
+1. Its ops are ones that TensorFlow Serving has, none of them Python or XLA.
+2. It loads in a process without TensorFlow (see `c_api`) and gives the answers that
+   were recorded when it was exported: whole, row by row, and in another order.
+3. Empty, ill-formed and enormous texts get an answer or an error, never a crash, and
+   leave the other rows of their batch alone.
+4. Every weight is stored once. Sizes and latency are measured.
+
+This module must not import TensorFlow.
+"""
+
+import argparse
+import dataclasses
+import functools
+import itertools
+import json
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from tfllm.core import console
+from tfllm.serving import c_api, wire
+
+RECORD = "assets.extra/tfllm.json"
+TOLERANCE = 1e-4
+_PYTHON_OPS = {"PyFunc", "PyFuncStateless", "EagerPyFunc"}
+_HOSTILE = {
+    "empty": "",
+    "white space": " \t\r\n\u3000",
+    "NUL": "\0",
+    "a NUL inside": "good\0 film",
+    "invalid UTF-8": b"\xff\xfe\x80",
+    "half a character": "好".encode()[:2] + b" ok",
+    "a byte order mark": "\ufeff",
+    "the last code point": "\U0010ffff",
+    "100,000 letters": "x" * 100_000,
+    "100,000 words": "very good " * 50_000,
+    "100,000 Chinese characters": "好" * 100_000,
+}
+
+
+@dataclasses.dataclass
+class CheckReport:
+    """What the check found; `problems` make an export unsound, `warnings` do not.
+
+    `figures` has sizes in bytes, `load_seconds`, and under `latency` a row per
+    signature and batch size with milliseconds `p50`, `p95` and `rows_per_second`.
+    """
+
+    directory: Path
+    problems: list[str] = dataclasses.field(default_factory=list)
+    warnings: list[str] = dataclasses.field(default_factory=list)
+    figures: dict = dataclasses.field(default_factory=dict)
+
+    @property
+    def sound(self) -> bool:
+        """Whether TensorFlow Serving can be pointed at it."""
+        return not self.problems
+
+    def print(self) -> None:
+        """Shows the tables, then every problem on a line of its own."""
+        figures = dict(self.figures)
+        latency = figures.pop("latency", [])
+        rows = [(k.replace("_", " "), v) for k, v in figures.items()]
+        console.table(f"Check of {self.directory}", ["figure", "value"], rows)
+        if latency:
+            rows = [tuple(row.values()) for row in latency]
+            console.table("Latency", [k.replace("_", " ") for k in latency[0]], rows)
+        for warning in self.warnings:
+            console.warn(warning)
+        for problem in self.problems:
+            console.note(f"problem: {problem}")
+        console.note("sound: it can be served" if self.sound else "unsound")
+
+
+def check(
+    directory: str | Path,
+    *,
+    allow_xla: bool = False,
+    timing_seconds: float = 1.0,
+    timeout: float = 120,
+) -> CheckReport:
+    """Checks a version folder (or the newest of a model's folder).
+
+    Args:
+        directory: Holds `saved_model.pb`.
+        allow_xla: Accepts what needs a server with `--xla_cpu_compilation_enabled`.
+        timing_seconds: How long to measure each signature at each batch size.
+        timeout: Seconds that loading, or one answer, may take.
+
+    Returns:
+        The report; nothing is raised for what is wrong with the model.
+    """
+    report = CheckReport(Path(directory))
+    try:
+        directory = report.directory = c_api.version_directory(directory)
+        _check_graph(c_api.read_meta_graph(directory), report, allow_xla)
+        record = _read_record(report)
+        if report.sound:
+            with c_api.Process(directory, xla=allow_xla, timeout=timeout) as process:
+                _check_answers(process, record, report, timing_seconds)
+    except c_api.ModelError as error:
+        report.problems.append(f"does not load: {error}")
+    return report
+
+
+@functools.cache
+def _server_ops() -> tuple[frozenset[str], frozenset[str]]:
+    text = Path(__file__).with_name("server_ops.json").read_text()
+    ops = json.loads(text)
+    return frozenset(ops["core"].split()), frozenset(ops["text"].split())
+
+
+def _check_graph(meta_graph: memoryview, report: CheckReport, allow_xla: bool) -> None:
+    graph = wire.first(meta_graph, 2)
+    functions = wire.every(wire.first(graph, 2), 1)
+    names = {wire.text(wire.first(wire.first(f, 1), 1)) for f in functions}
+    bodies = [wire.every(f, 3) for f in functions]
+    nodes = [*wire.every(graph, 1), *itertools.chain(*bodies)]
+    ops = Counter(wire.text(wire.first(node, 2)) for node in nodes)
+    core, text = _server_ops()
+
+    def named(found) -> str:
+        return ", ".join(f"{op} ({ops[op]}×)" for op in sorted(found))
+
+    used = set(ops) - names
+    if python := used & _PYTHON_OPS:
+        report.problems.append(
+            f"calls back into Python, which a server has not: {named(python)}"
+        )
+    if missing := used - core - text - _PYTHON_OPS:
+        report.problems.append(f"TensorFlow Serving 2.20 has no op {named(missing)}")
+    if used & text:
+        report.warnings.append(
+            f"needs TensorFlow Serving 2.20.0 or later: {named(used & text)}"
+        )
+    xla = {op for op in used & core if op.startswith("Xla")}
+    compiled = sum(
+        bool(wire.first(attributes["_XlaMustCompile"], 5, 0))
+        for item in (*nodes, *functions)
+        if b"_XlaMustCompile" in bytes(item)
+        and "_XlaMustCompile" in (attributes := wire.entries(item, 5))
+    )
+    wants = [f"op {named(xla)}"] if xla else []
+    wants += [f"functions with jit_compile=True ({compiled}×)"] if compiled else []
+    if wants:
+        (report.warnings if allow_xla else report.problems).append(
+            f"needs XLA, which is off in TensorFlow Serving: {' and '.join(wants)}"
+        )
+    variables = list((report.directory / "variables").glob("variables.data-*"))
+    handles = [n for n in nodes if wire.text(wire.first(n, 2)) == "VarHandleOp"]
+    if handles and not variables:
+        report.problems.append(
+            f"variables/ is missing, and {len(handles)} variables need it"
+        )
+    report.figures |= {
+        "graph_bytes": (report.directory / "saved_model.pb").stat().st_size,
+        "weight_bytes": sum(path.stat().st_size for path in variables),
+        "nodes": len(nodes),
+    }
+
+
+def _read_record(report: CheckReport) -> dict:
+    try:
+        text = (report.directory / RECORD).read_text(encoding="utf-8")
+        record = json.loads(text)
+        parameters = record["parameter_bytes"]
+        for sample in record["samples"].values():
+            sample["inputs"].values(), sample["outputs"].values()
+    except FileNotFoundError:
+        report.warnings.append(f"no {RECORD}: no recorded answers to compare with")
+        return {"samples": {}}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        report.problems.append(f"{RECORD} is broken: {type(error).__name__} {error}")
+        return {"samples": {}}
+    stored = report.figures["weight_bytes"]
+    report.figures |= {
+        "parameter_bytes": parameters,
+        "weights_to_parameters": stored / max(parameters, 1),
+    }
+    if stored > 1.02 * parameters + 65536:  # small tables may be variables too
+        report.problems.append(
+            f"weights are stored {stored / max(parameters, 1):.1f} times"
+        )
+    return record
+
+
+def _check_answers(
+    process: c_api.Process, record: dict, report: CheckReport, timing_seconds: float
+) -> None:
+    report.figures["load_seconds"] = process.load_seconds
+    report.warnings += process.notes
+    if {"tensorflow", "keras"} & set(process.modules):
+        report.problems.append("the process that asked had imported TensorFlow")
+    if not process.signatures:
+        report.problems.append("it has no signature")
+    for name, info in process.signatures.items():
+        sample = record["samples"].get(name)
+        if sample is None and record["samples"]:
+            report.problems.append(f"{name}: no recorded sample")
+        ask = functools.partial(process.run, name)
+        inputs = sample["inputs"] if sample else _made_up(info)
+        try:
+            _check_signature(name, ask, inputs, sample, report)
+            if all(len(t.shape or ()) for t in info.inputs.values()):
+                _check_hostile(name, ask, info, inputs, report)
+                _measure(name, process, inputs, report, timing_seconds)
+        except c_api.ModelError as error:
+            report.problems.append(f"{name}: {error}")
+            if error.code == "ABORTED":
+                return  # the process is gone
+
+
+def _check_signature(name, ask, inputs, sample, report: CheckReport) -> None:
+    whole = ask(inputs)
+    count = _rows(inputs)
+    for key, recorded in (sample["outputs"] if sample else {}).items():
+        if key not in whole:
+            report.problems.append(f"{name}: output {key!r} was recorded and is gone")
+            continue
+        recorded = c_api.from_json(recorded)
+        if difference := _difference(recorded, whole[key]):
+            report.problems.append(
+                f"{name}: {key} is not what was recorded: {difference}"
+            )
+    for key, value in whole.items():
+        if count is None or value.ndim == 0 or len(value) != count:
+            report.problems.append(
+                f"{name}: {key} has shape {value.shape} for {count} rows: a server "
+                "with batching cannot split it"
+            )
+            return
+    orders = {f"row {i} alone": [i] for i in range(min(count, 8))}
+    orders["rows in reverse order"] = list(range(count))[::-1]
+    for words, order in orders.items():
+        part = ask({k: [v[i] for i in order] for k, v in inputs.items()})
+        for key, value in part.items():
+            if difference := _difference(whole[key][order], value):
+                report.problems.append(f"{name}: {words} changes {key}: {difference}")
+                return
+
+
+def _check_hostile(name, ask, info, inputs, report: CheckReport) -> None:
+    texts = [key for key, tensor in info.inputs.items() if tensor.dtype == "string"]
+    if not texts:
+        return
+    first = {key: values[:1] for key, values in inputs.items()}
+    alone, refused, answered = ask(first), [], []
+    for words, text in _HOSTILE.items():
+        try:
+            answer = ask(first | {key: [text] for key in texts})
+        except c_api.ModelError as error:
+            if error.code == "ABORTED":
+                report.problems.append(f"{name}: {words} as input: {error}")
+                raise
+            refused.append(f"{words} ({error.code})")
+            continue
+        answered.append(text)
+        bad = [
+            k for k, v in answer.items() if v.dtype.kind == "f" and np.isnan(v).any()
+        ]
+        if bad:
+            report.problems.append(f"{name}: {words} as input gives NaN in {bad[0]}")
+    if refused and set(texts) != {"inputs"}:  # `inputs` are tf.Examples
+        report.warnings.append(f"{name}: refuses {', '.join(refused)}")
+    crowd = {
+        key: [values[0]] + (answered if key in texts else [values[0]] * len(answered))
+        for key, values in inputs.items()
+    }
+    for key, value in ask(crowd).items():
+        if difference := _difference(alone[key], value[:1]):
+            report.problems.append(
+                f"{name}: odd texts in the same batch change {key}: {difference}"
+            )
+            return
+
+
+def _measure(name, process, inputs, report: CheckReport, seconds: float) -> None:
+    for rows in (1, 32):
+        times, started = [], time.perf_counter()
+        batches = itertools.count()
+        while len(times) < 5 or time.perf_counter() - started < seconds:
+            at = next(batches) * rows
+            batch = {
+                key: [values[(at + i) % len(values)] for i in range(rows)]
+                for key, values in inputs.items()
+            }
+            process.run(name, batch)
+            times.append(process.seconds)
+            if time.perf_counter() - started > 10 * seconds + 1:
+                break
+        times = times[1:] or times  # the first one builds what the others reuse
+        p50, p95 = np.percentile(times, [50, 95])
+        report.figures.setdefault("latency", []).append(
+            {
+                "signature": name,
+                "rows": rows,
+                "p50_ms": float(p50 * 1000),
+                "p95_ms": float(p95 * 1000),
+                "rows_per_second": float(rows / np.mean(times)),
+            }
+        )
+
+
+def _rows(inputs: dict) -> int | None:
+    counts = {len(v) if isinstance(v, list) else None for v in inputs.values()}
+    return counts.pop() if len(counts) == 1 else None
+
+
+def _made_up(info: c_api.SignatureInfo) -> dict:
+    """Inputs for a signature that nothing was recorded for: two rows of ones."""
+    made = {}
+    for name, tensor in info.inputs.items():
+        shape = [2 if i == 0 else 1 for i in range(len(tensor.shape or ()))]
+        shape = [d or s for d, s in zip(tensor.shape or (), shape, strict=True)]
+        value = "a text" if tensor.dtype == "string" else tensor.dtype == "bool" or 1
+        made[name] = np.full(shape, value, dtype=object).tolist()
+    return made
+
+
+def _difference(expected, got: np.ndarray) -> str | None:
+    """Where two answers differ, in words; trailing padding does not count."""
+    expected = np.array(expected, dtype=got.dtype)
+    if expected.ndim != got.ndim or expected.shape[:1] != got.shape[:1]:
+        return f"shape {got.shape} instead of {expected.shape}"
+    common = tuple(map(slice, np.minimum(expected.shape, got.shape)))
+    for array in (expected, got):
+        rest = array.copy()
+        rest[common] = rest.flat[-1] if rest.size else 0
+        if len(set(rest.ravel().tolist())) > 1:
+            return f"shape {got.shape} instead of {expected.shape}"
+    expected, got = expected[common], got[common]
+    if got.dtype.kind == "f":
+        equal = np.isclose(got, expected, rtol=TOLERANCE, atol=TOLERANCE)
+    else:
+        equal = got == expected
+    if np.all(equal):
+        return None
+    place = np.unravel_index(np.argmin(equal), equal.shape)
+    rows = np.unique(np.nonzero(~equal)[0]).size
+    values = f"{_short(got[place])} instead of {_short(expected[place])}"
+    return f"{values} in row {place[0]} ({rows} of {len(got)} rows differ)"
+
+
+def _short(value) -> str:
+    text = f"{value:.6g}" if isinstance(value, np.floating) else repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}…"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`tfllm check DIR`: exit status 0 if sound, 2 if not."""
+    parser = argparse.ArgumentParser("tfllm check", description=__doc__.split("\n")[0])
+    parser.add_argument("directory", help="saved_models/NAME/VERSION, or …/NAME")
+    parser.add_argument(
+        "--allow_xla",
+        action="store_true",
+        help="accept what needs a server with --xla_cpu_compilation_enabled",
+    )
+    arguments = parser.parse_args(argv)
+    report = check(arguments.directory, allow_xla=arguments.allow_xla)
+    report.print()
+    return 0 if report.sound else 2
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

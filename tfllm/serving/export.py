@@ -1,0 +1,435 @@
+"""Writes `saved_models/<name>/<version>/`: text in, answer out, checked, then renamed.
+
+A plain `tf.Module` tracks the raw variables of a model, never the model itself: a Keras
+model inside a SavedModel loads in Python and fails in TensorFlow Serving, and Keras'
+own exporter writes every weight twice.
+"""
+
+import dataclasses
+import json
+import os
+import platform
+import shlex
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+import tfllm
+from tfllm.core import files
+from tfllm.core.errors import UserError
+from tfllm.serving import c_api, check, wire
+
+IMAGE = "tensorflow/serving:2.20.0"
+_CLASSIFY, _REGRESS = {"classes", "scores"}, {"outputs"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Signature:
+    """One way to ask the model.
+
+    Args:
+        name: `serving_default`, `classify`, …
+        function: `function(**tensors) -> {output: tensor}`, built of TensorFlow ops.
+        inputs: name → `tf.TensorSpec`; the first dimension is the batch, `None`.
+    """
+
+    name: str
+    function: Callable[..., Mapping[str, tf.Tensor]]
+    inputs: Mapping[str, tf.TensorSpec]
+
+
+def text_signature(
+    function: Callable, pair: bool = False, name: str = c_api.DEFAULT_SIGNATURE
+) -> Signature:
+    """A signature over `text` (and `text_pair`), both strings `[N]`."""
+    names = ["text", "text_pair"] if pair else ["text"]
+    return Signature(
+        name, function, {n: tf.TensorSpec([None], tf.string) for n in names}
+    )
+
+
+def classify_signature(function: Callable, pair: bool = False) -> Signature:
+    """`classify` of TensorFlow Serving over a function of texts.
+
+    Args:
+        function: `function(text=[N], …) -> {"labels": [N, K], "scores": [N, K], …}`.
+        pair: Whether it also takes `text_pair`.
+
+    Returns:
+        `inputs`, serialised `tf.Example`s with the byte features `text` (and
+        `text_pair`) → `classes`, `scores`.
+    """
+
+    def classify(inputs):
+        answer = function(**_parse(inputs, pair))
+        return {"classes": answer["labels"], "scores": answer["scores"]}
+
+    return Signature("classify", classify, {"inputs": tf.TensorSpec([None], tf.string)})
+
+
+def regress_signature(function: Callable, pair: bool = False) -> Signature:
+    """`regress` of TensorFlow Serving: like `classify`; `score [N]` → `outputs`."""
+
+    def regress(inputs):
+        return {"outputs": function(**_parse(inputs, pair))["score"]}
+
+    return Signature("regress", regress, {"inputs": tf.TensorSpec([None], tf.string)})
+
+
+def _parse(inputs: tf.Tensor, pair: bool) -> dict[str, tf.Tensor]:
+    names = ["text", "text_pair"] if pair else ["text"]
+    feature = tf.io.FixedLenFeature([], tf.string, default_value="")
+    return tf.io.parse_example(inputs, dict.fromkeys(names, feature))
+
+
+def example(**features: str | bytes) -> bytes:
+    """A serialised `tf.Example` with a byte feature per argument."""
+    values = {
+        name: tf.train.Feature(
+            bytes_list=tf.train.BytesList(value=[tf.compat.as_bytes(value)])
+        )
+        for name, value in features.items()
+    }
+    message = tf.train.Example(features=tf.train.Features(feature=values))
+    return message.SerializeToString(deterministic=True)
+
+
+def export(
+    signatures: Iterable[Signature],
+    *,
+    variables: Iterable,
+    name: str,
+    samples: Mapping[str, Mapping[str, list]],
+    expected: Mapping[str, Mapping[str, list]] | None = None,
+    trackables: Iterable = (),
+    directory: str | Path = "saved_models",
+    about: Mapping | None = None,
+    image: str = IMAGE,
+    max_batch_size: int = 32,
+    allow_xla: bool = False,
+) -> Path:
+    """Exports a model as the next version, if the check finds it sound.
+
+    Args:
+        signatures: What the model can be asked.
+        variables: All Keras or TensorFlow variables that they read.
+        name: Name of the model, a folder of `directory`.
+        samples: signature → input → values, one per row. Those of `classify` and
+            `regress` are made from `serving_default`'s where absent.
+        expected: Answers that training gave to the samples, signature → output →
+            values; the export must give the same. Others are computed here.
+        trackables: Modules and tables that the functions use (a tokenizer's graph).
+        directory: What TensorFlow Serving is pointed at.
+        about: `task`, `labels`, the run's figures; kept in `assets.extra/tfllm.json`.
+        image: Docker image that the README names.
+        max_batch_size: Rows that a server with batching computes at once.
+        allow_xla: Accepts graphs that need a server with XLA switched on.
+
+    Returns:
+        The new version's folder.
+
+    Raises:
+        UserError: The name is unfit, or the check found the export unsound; nothing
+            is left in `directory`.
+        ValueError: A signature, its samples or its variables do not fit together.
+    """
+    signatures, about = list(signatures), dict(about or {})
+    if not name or not all(c.isalnum() or c in "-_." for c in name) or name[0] == ".":
+        raise UserError(
+            f"{name!r} is no name for a model", None, "Use a-z, 0-9, - or _."
+        )
+    if names := [s.name for s in signatures if "." in s.name] or not signatures:
+        raise ValueError(f"Signatures with usable names are needed. Received: {names}")
+    module, tensors = tf.Module(), {}
+    for variable in variables:
+        raw = variable if isinstance(variable, tf.Variable) else variable.value
+        tensors[id(raw)] = raw
+    module.variables_, module.trackables = list(tensors.values()), list(trackables)
+    parameter_bytes = sum(
+        v.dtype.size * v.shape.num_elements() for v in tensors.values()
+    )
+    functions = {s.name: _trace(s) for s in signatures}
+    records = _records(functions, samples, expected or {})
+    base = Path(directory) / name
+    known = base.exists()
+    base.mkdir(parents=True, exist_ok=True)
+    version = _next_version(base)
+    new = Path(tempfile.mkdtemp(dir=base, prefix=f".{version}.tmp-"))
+    try:
+        try:
+            tf.saved_model.save(module, str(new), signatures=functions)
+        except AssertionError as error:
+            hint = "A signature reads a variable or table that was not given in "
+            raise ValueError(f"{hint}`variables` or `trackables`. {error}") from error
+        extra = {
+            "tfllm": tfllm.__version__,
+            "tensorflow": tf.__version__,
+            "python": platform.python_version(),
+            "name": name,
+            "version": version,
+            **{key: about.pop(key, None) for key in ("task", "labels")},
+            "parameter_bytes": parameter_bytes,
+            "samples": records,
+            "about": about,
+        }
+        (new / "assets.extra").mkdir()
+        text = json.dumps(extra, default=c_api.to_json, indent=1)
+        (new / check.RECORD).write_text(text + "\n", encoding="utf-8")
+        path = new / "assets.extra/tf_serving_warmup_requests"
+        _write_warm_up(path, name, functions, records)
+        (new / "batching_params.pbtxt").write_text(_batching(functions, max_batch_size))
+        report = check.check(new, allow_xla=allow_xla, timing_seconds=0.3)
+        report.directory = base / str(version)
+        report.print()
+        if not report.sound:
+            lines = "; ".join(report.problems)
+            raise UserError(f"the export is unsound and was removed: {lines}", base)
+        os.chmod(new, 0o755)  # mkdtemp's 0700 would keep a server in a container out
+        while True:
+            try:
+                final = base / str(version)
+                os.replace(new, final)
+                break
+            except OSError:  # another export took the number meanwhile
+                if not final.exists():
+                    raise
+                version += 1
+        readme = _readme(name, version, extra, functions, report, image)
+        files.atomic_write(base / "README.md", readme)
+        return final
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        if not known and not any(base.iterdir()):
+            base.rmdir()
+
+
+def _trace(signature: Signature):
+    """A concrete function whose inputs and outputs are batch-first."""
+    where = f"signature {signature.name!r}"
+    for name, spec in signature.inputs.items():
+        if spec.shape.rank in (None, 0) or spec.shape[0] is not None:
+            raise ValueError(f"{where}: input {name!r} is not [N, …]. Received: {spec}")
+    function = tf.function(lambda **tensors: dict(signature.function(**tensors)))
+    specs = {
+        name: tf.TensorSpec(spec.shape, spec.dtype, name)
+        for name, spec in signature.inputs.items()
+    }
+    concrete = function.get_concrete_function(**specs)
+    for name, tensor in concrete.structured_outputs.items():
+        if tensor.shape.rank == 0:
+            raise ValueError(f"{where}: output {name!r} is a scalar, not [N, …]")
+    return concrete
+
+
+def _records(functions: dict, samples: Mapping, expected: Mapping) -> dict:
+    """signature → {"inputs": …, "outputs": …}, values as JSON holds them."""
+    records = {}
+    for name, function in functions.items():
+        inputs = samples.get(name)
+        specs = function.structured_input_signature[1]
+        if inputs is None and set(specs) == {"inputs"}:
+            texts = samples.get(c_api.DEFAULT_SIGNATURE, {})
+            rows = zip(*texts.values(), strict=True)
+            inputs = {
+                "inputs": [example(**dict(zip(texts, r, strict=True))) for r in rows]
+            }
+        if (
+            not inputs
+            or set(inputs) != set(specs)
+            or not all(map(len, inputs.values()))
+        ):
+            raise ValueError(f"signature {name!r} needs samples for {', '.join(specs)}")
+        tensors = {k: _tensor(v, specs[k]) for k, v in inputs.items()}
+        outputs = {k: _plain(k, v.numpy()) for k, v in function(**tensors).items()}
+        given = expected.get(name, {})
+        if unknown := set(given) - set(outputs):
+            raise ValueError(f"signature {name!r} has no output {', '.join(unknown)}")
+        outputs |= {k: np.asarray(v).tolist() for k, v in given.items()}
+        records[name] = {
+            "inputs": {
+                k: np.asarray(v, dtype=object).tolist() for k, v in inputs.items()
+            },
+            "outputs": outputs,
+        }
+    return records
+
+
+def _tensor(values: list, spec: tf.TensorSpec) -> tf.Tensor:
+    if spec.dtype == tf.string:
+        array = np.array(values, dtype=object)
+        array.flat = [c_api.to_bytes(text) for text in array.flat]
+        values = array.tolist()
+    return tf.constant(values, spec.dtype)
+
+
+def _plain(name: str, array: np.ndarray) -> list:
+    if array.dtype != object or name.endswith("_bytes"):
+        return array.tolist()
+    decoded = [value.decode("utf-8", "surrogateescape") for value in array.flat]
+    return np.array(decoded, dtype=object).reshape(array.shape).tolist()
+
+
+def _next_version(base: Path) -> int:
+    return max((int(p.name) for p in base.iterdir() if p.name.isdigit()), default=0) + 1
+
+
+def _batching(functions: dict, max_batch_size: int) -> str:
+    """BatchingParameters; a server with `--enable_per_model_batching_parameters` reads
+    them from the version's folder."""
+    outputs = [o for f in functions.values() for o in f.structured_outputs.values()]
+    lines = {"batch_timeout_micros": 2000, "max_enqueued_batches": 128}
+    if all(o.shape.rank and o.shape[1:].is_fully_defined() for o in outputs):
+        # A request of up to 1024 rows is cut into parts.
+        lines |= {"max_batch_size": 1024, "max_execution_batch_size": max_batch_size,
+                  "enable_large_batch_splitting": "true"}  # fmt: skip
+    else:  # parts padded to different widths could not be joined again
+        lines |= {"max_batch_size": 4 * max_batch_size}
+    return "".join(f"{key} {{ value: {value} }}\n" for key, value in lines.items())
+
+
+def _write_warm_up(path: Path, name: str, functions: dict, records: dict) -> None:
+    """A PredictionLog per signature, with one row and with all."""
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for signature, record in records.items():
+            specs = functions[signature].structured_input_signature[1]
+            rows = len(next(iter(record["inputs"].values())))
+            for count in sorted({1, min(rows, 32)}):
+                inputs = {
+                    key: tf.make_tensor_proto(
+                        _tensor(values[:count], specs[key]).numpy()
+                    )
+                    for key, values in record["inputs"].items()
+                }
+                log = prediction_log(name, signature, inputs, record["outputs"])
+                writer.write(log)
+
+
+def prediction_log(
+    name: str, signature: str, inputs: Mapping, outputs: Iterable
+) -> bytes:
+    """A serialised `tensorflow.serving.PredictionLog`, with which a server warms up.
+
+    Args:
+        name: The model.
+        signature: The signature to ask.
+        inputs: input → `TensorProto`.
+        outputs: The outputs' names, which tell classification and regression.
+    """
+    spec = wire.field(1, wire.field(1, name) + wire.field(3, signature))
+    kind = {frozenset(_CLASSIFY): 2, frozenset(_REGRESS): 3}.get(frozenset(outputs))
+    if kind and set(inputs) == {"inputs"}:  # ClassifyLog, RegressLog
+        rows = b"".join(wire.field(1, row) for row in inputs["inputs"].string_val)
+        request = spec + wire.field(2, wire.field(1, rows))
+    else:  # PredictLog
+        kind, request = 6, spec
+        for key, tensor in inputs.items():
+            entry = wire.field(1, key) + wire.field(2, tensor.SerializeToString())
+            request += wire.field(2, entry)
+    return wire.field(kind, wire.field(1, request))
+
+
+def rest_request(signature: str, record: Mapping) -> tuple[str, dict, dict]:
+    """How the first sample is asked over REST.
+
+    Returns:
+        The verb after `/v1/models/NAME:`, the request's body, the answer's body.
+    """
+    body = {} if signature == c_api.DEFAULT_SIGNATURE else {"signature_name": signature}
+    first = {key: values[0] for key, values in record["inputs"].items()}
+    answer = {key: _rounded(values[0]) for key, values in record["outputs"].items()}
+    if set(first) == {"inputs"} and set(answer) in (_CLASSIFY, _REGRESS):
+        features = tf.train.Example.FromString(first["inputs"]).features.feature
+        row = {k: v.bytes_list.value[0].decode() for k, v in sorted(features.items())}
+        body["examples"] = [row]
+        if set(answer) == _REGRESS:
+            return "regress", body, {"results": [answer["outputs"]]}
+        pairs = zip(answer["classes"], answer["scores"], strict=True)
+        return "classify", body, {"results": [[list(pair) for pair in pairs]]}
+    only = next(iter(answer.values())) if len(answer) == 1 else answer
+    return "predict", {**body, "instances": [first]}, {"predictions": [only]}
+
+
+def _rounded(value):
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def _json(value) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=c_api.to_json)
+    return text.encode("utf-8", "replace").decode()
+
+
+def _readme(name, version, extra, functions, report, image) -> str:
+    """The page beside the versions: what it is, how it is served and asked."""
+    about = {"task": extra["task"], "labels": extra["labels"], **extra["about"]}
+    facts = [f"- {key}: {_json(value)}" for key, value in about.items() if value]
+    sizes = report.figures
+    lines = [
+        f"# {name}",
+        "",
+        f"Version {version}, written by tfllm {extra['tfllm']}: text in, answer out. "
+        f"Weights {sizes['weight_bytes']:,} bytes, "
+        f"graph {sizes['graph_bytes']:,} bytes.",
+        "",
+        *facts,
+        "",
+        "## Serve it",
+        "",
+        "```sh",
+        "# in the folder that holds this one",
+        "docker run --rm -p 8500:8500 -p 8501:8501 \\",
+        f'  -v "$PWD/{name}:/models/{name}:ro" -e MODEL_NAME={name} {image}',
+        "```",
+        "",
+        "Many small requests are computed together with `--enable_batching "
+        "--enable_per_model_batching_parameters` at the end of that line "
+        "(`batching_params.pbtxt` in the version's folder says how).",
+    ]
+    if report.warnings:
+        lines += ["", *(f"Note: {warning}" for warning in report.warnings)]
+    url = f"http://localhost:8501/v1/models/{name}"
+    lines += ["", "## Ask it", "", "```sh", f"curl {url}", "```"]
+    for signature, function in functions.items():
+        verb, body, answer = rest_request(signature, extra["samples"][signature])
+        specs = function.structured_input_signature[1].values()
+        taken = ", ".join(f"`{s.name}` {s.dtype.name}" for s in specs)
+        given = ", ".join(f"`{key}`" for key in function.structured_outputs)
+        lines += [
+            *("", f"`{signature}`: {taken} → {given}", "", "```sh"),
+            f"curl -d {shlex.quote(_json(body))} {url}:{verb}",
+            *("```", "", "answers", "", "```json", _json(answer), "```"),
+        ]
+    signature, record = next(iter(extra["samples"].items()))
+    fills = [
+        f'request.inputs["{k}"].CopyFrom(tf.make_tensor_proto([{v[0]!r}]))'
+        for k, v in record["inputs"].items()
+    ]
+    lines += [
+        *("", "Over gRPC (`pip install tensorflow-serving-api`):", "", "```python"),
+        "import grpc",
+        "import tensorflow as tf",
+        "from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc",
+        "",
+        'channel = grpc.insecure_channel("localhost:8500")',
+        "stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)",
+        "request = predict_pb2.PredictRequest()",
+        f'request.model_spec.name = "{name}"',
+        f'request.model_spec.signature_name = "{signature}"',
+        *fills,
+        "print(stub.Predict(request, 10).outputs)",
+        "```",
+        *("", "## Latency seen by the export's check", ""),
+        "| signature | rows | p50 ms | p95 ms | rows/s |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    lines += [
+        f"| {r['signature']} | {r['rows']} | {r['p50_ms']:.2f} | {r['p95_ms']:.2f} "
+        f"| {r['rows_per_second']:,.0f} |"
+        for r in report.figures.get("latency", [])
+    ]
+    return "\n".join(lines) + "\n"
