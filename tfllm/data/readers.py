@@ -1,0 +1,564 @@
+"""Labelled text files to records; the format is told by content, not by name.
+
+To add a format: a function that returns rows or `None` if the file is of another kind,
+and its place in `_FORMATS`.
+"""
+
+import csv
+import glob
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tfllm.core.errors import UserError, did_you_mean
+from tfllm.core.files import sha256
+from tfllm.data.decode import decode
+from tfllm.data.order import shuffled
+
+_NAMES = {  # of columns, the surest first
+    "text": "text text_a sentence1 #1_string question1 premise question sentence "
+    "review content comment utterance tweet message query body document headline "
+    "title v2",
+    "text_pair": "text_pair text_b sentence2 #2_string question2 hypothesis passage "
+    "answer sentence",
+    "label": "gold_label label labels class category intent sentiment target quality "
+    "is_duplicate score similarity polarity stars rating tag tags y v1",
+}
+_SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev", "development"),
+    "test": ("test", "testing", "eval"),
+}
+_ACCEPTED = (
+    "Give text and label as TSV, CSV or JSON lines with a header, or as text<TAB>label"
+)
+
+
+@dataclass
+class Records:
+    """What was read.
+
+    Attributes:
+        rows: dicts with `text`, perhaps `text_pair`, `label` (str; list of str for
+            several labels; float where JSON has fractions), `file`, `line` (from 1; the
+            number of the item in a JSON array).
+        format: As the recipe prints it.
+        encoding: As Python names it.
+        columns: role (`text`, `text_pair`, `label`) → the name or number of the column.
+        bad: (file, line, reason) of rows that were left out.
+        files: `path`, `sha256` of its bytes and number of `rows` of each file.
+    """
+
+    rows: list[dict]
+    format: str = "rows"
+    encoding: str = "utf-8"
+    columns: dict = field(default_factory=dict)
+    bad: list[tuple[str, int, str]] = field(default_factory=list)
+    files: list[dict] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def description(self) -> str:
+        """One line: how many rows, what was detected."""
+        columns = ", ".join(f"{role}={name}" for role, name in self.columns.items())
+        found = [f"{len(self.rows):,} rows", self.format, self.encoding, columns]
+        bad = f"{len(self.bad)} bad rows left out" if self.bad else ""
+        return ", ".join(filter(None, [*found, bad]))
+
+
+@dataclass
+class _File:
+    """One file and what the caller asked for."""
+
+    path: Path
+    text: str
+    columns: dict  # role → column asked for, or None
+    part: str | None
+    split: str | None
+    labels: bool
+    fine_labels: bool
+    bad: list = field(default_factory=list)
+    found: dict = field(default_factory=dict)  # role → column used
+    where: str = ""
+
+    def __post_init__(self):
+        self.lines = self.text.split("\n")  # str.splitlines would cut at U+2028 too
+
+    def numbered(self) -> Iterator[tuple[int, str]]:
+        """Lines that are not blank, with their numbers."""
+        return ((n, line) for n, line in enumerate(self.lines, 1) if line.strip())
+
+    def error(self, what: str, fix: str | None = None, line: int | None = None):
+        """A `UserError` about this file."""
+        return UserError(what, f"{self.path}:{line}" if line else self.path, fix)
+
+
+def read(
+    paths,
+    *,
+    text_column: str | None = None,
+    pair_column: str | None = None,
+    label_column: str | None = None,
+    max_samples: int | None = None,
+    split: str | None = None,
+    labels: bool = True,
+    fine_labels: bool = False,
+    encoding: str | None = None,
+) -> Records:
+    """Reads files of labelled text.
+
+    Args:
+        paths: A path, a glob, or a list of these; `.gz` as is. `FILE#PART` takes one
+            part of a JSON file that holds several (`PART+PART` takes both).
+        text_column, pair_column, label_column: A name in the header or a number from 1;
+            detected when absent.
+        max_samples: Take so many rows at random, always the same ones, in file order.
+        split: `train`, `validation` or `test`: which part of a file with several
+            parts is meant when the path does not say.
+        labels: `False` for texts alone: a label is optional, plain lines are accepted.
+        fine_labels: Of labels as `COARSE:fine` (TREC) take the whole; else the coarse.
+        encoding: Instead of what the content shows.
+
+    Raises:
+        UserError: A file is missing, unreadable, of no known form, or has more than a
+            few bad rows.
+    """
+    columns = {"text": text_column, "text_pair": pair_column, "label": label_column}
+    whole, formats, encodings = Records([]), [], []
+    for path, part in expand(paths):
+        text, name, raw = decode(path, encoding)
+        file = _File(path, text, columns, part, split, labels, fine_labels)
+        if not text.strip():
+            raise file.error("the file is empty")
+        rows, form = _parse(file)
+        whole.rows += rows
+        whole.bad += [(str(path), line, reason) for line, reason in file.bad]
+        whole.columns |= file.found
+        record = {"path": str(path), "sha256": sha256(raw), "rows": len(rows)}
+        whole.files.append(record)
+        formats.append(form)
+        encodings.append(name)
+    whole.format = ", ".join(dict.fromkeys(formats))
+    whole.encoding = ", ".join(dict.fromkeys(encodings))
+    check_bad_rows(whole)
+    if max_samples is not None and max_samples < len(whole.rows):
+        chosen = sorted(shuffled(len(whole.rows), 0)[: max(max_samples, 0)])
+        whole.rows = [whole.rows[i] for i in chosen]
+    return whole
+
+
+def check_bad_rows(records: Records) -> None:
+    """Raises a `UserError` where more than 5 rows and more than 1 % are bad."""
+    bad = records.bad
+    total = len(records.rows) + len(bad)
+    if (bad and not records.rows) or len(bad) > max(5, 0.01 * total):
+        first = "; ".join(f"{file}:{line}: {why}" for file, line, why in bad[:3])
+        what = f"{len(bad):,} of {total:,} rows cannot be used ({records.format})"
+        fix = "Mend these lines, or name the columns (--text_column, --label_column)."
+        raise UserError(f"{what}: {first}", fix=fix)
+
+
+def expand(paths) -> list[tuple[Path, str | None]]:
+    """Paths, globs and `FILE#PART` as (path, part), in order, without repeats.
+
+    Raises:
+        UserError: Nothing is there.
+    """
+    names = [paths] if isinstance(paths, str | Path) else list(paths)
+    found: dict = {}
+    for name in map(str, names):
+        base, _, part = name.rpartition("#")
+        if Path(name).exists() or not base:
+            base, part = name, ""
+        matches = (
+            [base]
+            if Path(base).exists()
+            else sorted(
+                glob.glob(base)  # noqa: PTH207 (an absolute pattern)
+            )
+        )
+        if not matches:
+            near = Path(base).parent
+            others = [p.name for p in near.iterdir()] if near.is_dir() else []
+            fix = did_you_mean(Path(base).name, others) or "Check the path."
+            raise UserError("there is no such file", name, fix)
+        for match in matches:
+            path = Path(match)
+            for inside in ("seq.in", "seq.in.gz"):
+                path = path / inside if (path / inside).exists() else path
+            found[path, part or None] = None
+    if not found:
+        raise UserError("no file was named")
+    return list(found)
+
+
+def _parse(file: _File) -> tuple[list[dict], str]:
+    for parse in _FORMATS:
+        parsed = parse(file)
+        if parsed is not None:
+            raw_rows, form = parsed
+            return list(_checked(file, raw_rows)), form
+    raise file.error(f"the format is not known: {_excerpt(file)}", f"{_ACCEPTED}.")
+
+
+def _excerpt(file: _File) -> str:
+    line = next((line for _, line in file.numbered()), "")
+    return repr(line if len(line) < 60 else line[:57] + "…")
+
+
+def _checked(file: _File, raw_rows) -> Iterator[dict]:
+    """Drops rows without text or label into `file.bad`; adds file and line."""
+    where = str(file.path)
+    names = _class_names(file)
+    raw_rows = list(raw_rows)
+    ids = names and all(str(label).strip().isdigit() for *_, label in raw_rows)
+    numbers = any(isinstance(label, float) for *_, label in raw_rows)
+    for line, text, pair, label in raw_rows:
+        if not isinstance(text, str) or not isinstance(pair, str | None):
+            file.bad.append((line, "the text is not a string"))
+            continue
+        row = {"text": text.strip()}
+        if pair is not None:
+            row["text_pair"] = pair.strip()
+        if not all(row.values()):
+            file.bad.append((line, "the text is empty"))
+            continue
+        if isinstance(label, list):
+            row["label"] = [str(one).strip() for one in label]
+        elif numbers and isinstance(label, float | int):
+            row["label"] = float(label)
+        elif label is not None:
+            row["label"] = label = str(label).strip()
+            if ids and label.isdigit():
+                if int(label) >= len(names):
+                    reason = f"label {label}, but class.txt has {len(names)} names"
+                    file.bad.append((line, reason))
+                    continue
+                row["label"] = names[int(label)]
+        if file.labels and row.get("label") in (None, ""):
+            file.bad.append((line, "the label is empty"))
+            continue
+        yield row | {"file": where, "line": line}
+
+
+def _class_names(file: _File) -> list[str] | None:
+    """Names of the classes 0, 1, … where a `class.txt` lies beside the file."""
+    path = file.path.parent / "class.txt"
+    if not path.exists() or path == file.path:
+        return None
+    return [name.strip() for name in decode(path)[0].split("\n") if name.strip()]
+
+
+# Each format: _File → (iterable of (line, text, pair, label), its name), or None.
+
+
+def _json(file: _File):
+    """JSON lines, an array of objects, or an object of several such arrays."""
+    start = file.text.lstrip()[:1]
+    if start not in ("{", "["):
+        return None
+    try:
+        whole = json.loads(file.text)
+    except json.JSONDecodeError as error:
+        lines = list(file.numbered())
+        objects = sum(line.lstrip().startswith("{") for _, line in lines)
+        if objects < 0.5 * len(lines):
+            # Plain text may begin with a bracket too.
+            if "\t" in lines[0][1] or not re.match(r'\s*[\[{]\s*["\[{]', file.text):
+                return None
+            raise file.error(f"damaged JSON ({error.msg})", line=error.lineno) from None
+        items = []
+        for number, line in lines:
+            try:
+                items.append((number, json.loads(line)))
+            except json.JSONDecodeError as wrong:
+                file.bad.append((number, f"not JSON ({wrong.msg})"))
+        if not items:
+            raise file.error(f"damaged JSON ({error.msg})", line=error.lineno) from None
+        return _json_items(file, items), "JSON lines"
+    form = "JSON"
+    if isinstance(whole, dict) and all(isinstance(v, list) for v in whole.values()):
+        part = _choose_part(file, whole)
+        form = f"JSON, part {part}"
+        whole = [item for name in part.split("+") for item in whole[name]]
+    elif isinstance(whole, dict):
+        whole, form = [whole], "JSON lines"
+    return _json_items(file, list(enumerate(whole, 1))), form
+
+
+def _choose_part(file: _File, parts: dict) -> str:
+    if file.part:
+        for name in file.part.split("+"):
+            if name not in parts:
+                fix = did_you_mean(name, parts) or f"It has {', '.join(parts)}."
+                raise file.error(f"there is no part '{name}'", fix)
+        return file.part
+    if len(parts) == 1:
+        return next(iter(parts))
+    names = _SPLITS.get(file.split, (file.split,))
+    named = [name for name in parts if name.lower() in names]
+    if not named:
+        fix = f"Write FILE#PART, PART being one of {', '.join(parts)}."
+        raise file.error("the file has several parts", fix)
+    return named[0]
+
+
+def _json_items(file: _File, items: list):
+    pairs = [item for _, item in items if isinstance(item, list)]
+    if len(pairs) > 0.5 * len(items):  # [text, label] as CLINC150 has them
+        file.found |= {"text": "1", "label": "2"}
+        for number, item in items:
+            if isinstance(item, list) and len(item) == 2:
+                yield number, item[0], None, item[1]
+            else:
+                file.bad.append((number, "not [text, label]"))
+        return
+    objects = [item for _, item in items if isinstance(item, dict)]
+    keys = list(dict.fromkeys(key for item in objects[:1000] for key in item))
+    roles = _roles(file, keys, [[item.get(k) for k in keys] for item in objects[:2000]])
+    text, pair, label = (
+        keys[roles[role]] if role in roles else None for role in file.columns
+    )
+    for number, item in items:
+        if not isinstance(item, dict):
+            file.bad.append((number, "not a JSON object"))
+        elif text not in item:
+            file.bad.append((number, f"no '{text}'"))
+        else:
+            second = None if pair is None else item.get(pair) or ""
+            yield number, item[text], second, item.get(label)
+
+
+def _parallel(file: _File):
+    """`seq.in`, a text a line, with a file `label` of as many lines beside it."""
+    if file.path.name not in ("seq.in", "seq.in.gz"):
+        return None
+    beside = [p for p in map(file.path.with_name, ("label", "label.gz")) if p.exists()]
+    if not beside:
+        if file.labels:
+            raise file.error("there is no file 'label' beside it")
+        return ((n, line, None, None) for n, line in file.numbered()), "lines"
+    texts = file.text.rstrip("\n").split("\n")
+    labels = decode(beside[0])[0].rstrip("\n").split("\n")
+    if len(texts) != len(labels):
+        what = f"{len(texts):,} texts but {len(labels):,} labels in {beside[0].name}"
+        raise file.error(what)
+    file.found |= {"text": file.path.name, "label": beside[0].name}
+    rows = (
+        (n, t, None, c) for n, (t, c) in enumerate(zip(texts, labels, strict=True), 1)
+    )
+    return rows, "parallel files"
+
+
+def _table(file: _File):
+    """TSV or CSV, with or without a header."""
+    head = [line for _, line in file.numbered()][:2000]
+    for delimiter in "\t,;|":
+        split = [_split(line, delimiter) for line in head]
+        headed = _has_header(file, split)
+        if (headed and len(split[0]) > 1) or (
+            delimiter == "\t" and sum("\t" in line for line in head) > 0.5 * len(head)
+        ):
+            break
+        width, often = Counter(map(len, split)).most_common(1)[0]
+        if delimiter != "\t" and width > 1 and 1 < len(head) < 1.05 * often:
+            break
+    else:
+        if file.labels or not headed:  # a header and one column of texts is fine
+            return None
+    rows = _rows(file, delimiter)
+    common = Counter(len(row) for _, row in rows).most_common(1)[0][0]
+    names = [cell.strip() for cell in rows[0][1]] if headed else []
+    if headed:
+        rows = rows[1:]
+        if not rows:
+            raise file.error("there is a header and nothing below it")
+    width = len(names) or common
+    good = [row for _, row in rows if len(row) == width]
+    roles = _roles(file, names or [str(i + 1) for i in range(width)], good[:2000])
+
+    def pick():
+        for number, row in rows:
+            if len(row) != width:
+                file.bad.append((number, f"{len(row)} fields instead of {width}"))
+                continue
+            cells = [row[roles[r]] if r in roles else None for r in file.columns]
+            yield number, *cells
+
+    form = "TSV" if delimiter == "\t" else "CSV"
+    return pick(), f"{form} {'with' if headed else 'without'} header"
+
+
+def _split(line: str, delimiter: str) -> list[str]:
+    return next(csv.reader([line], delimiter=delimiter), [])
+
+
+def _rows(file: _File, delimiter: str) -> list[tuple[int, list[str]]]:
+    """(line, cells); quotes are taken as such only where all are well-formed."""
+    if delimiter == "\t":
+        rows = [(number, line.split("\t")) for number, line in file.numbered()]
+        widths = Counter(len(cells) for _, cells in rows)
+        quoted = [c for _, cells in rows for c in cells if c[:1] == '"']
+        well = all(re.fullmatch(r'"(?:[^"]|"")*"', cell) for cell in quoted)
+        if widths.most_common(1)[0][1] > 0.98 * len(rows):
+            if quoted and well:
+                rows = [(n, [_unquote(c) for c in cells]) for n, cells in rows]
+            return rows
+        if not quoted:
+            return rows
+    limit = csv.field_size_limit(2**31 - 1)
+    try:
+        lines = (line + "\n" for line in file.lines)
+        reader = csv.reader(lines, delimiter=delimiter, strict=True)
+        rows, before = [], 0
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                rows.append((before + 1, cells))
+            before = reader.line_num
+        return rows
+    except csv.Error:  # a quote that is no quote: a line is a row
+        return [(n, _split(line, delimiter)) for n, line in file.numbered()]
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _unquote(cell: str) -> str:
+    return cell[1:-1].replace('""', '"') if cell[:1] == '"' else cell
+
+
+def _named_roles(names: list) -> dict[str, int]:
+    """Role → column, by the names that people give to columns."""
+    plain = [str(name).strip().lower().replace(" ", "_") for name in names]
+    roles: dict[str, int] = {}
+    for role, known in _NAMES.items():
+        found = [plain.index(name) for name in known.split() if name in plain]
+        found = [column for column in found if column not in roles.values()]
+        if found:
+            roles[role] = found[0]
+    return roles
+
+
+def _has_header(file: _File, rows: list[list[str]]) -> bool:
+    """Whether the first row names columns."""
+    first, rest = [cell.strip() for cell in rows[0]], rows[1:]
+    rest = [row for row in rest if len(row) == len(first)]
+    if any(name in first for name in file.columns.values()):
+        return True
+    known = _named_roles(first)
+    if "text" in known and ("label" in known or not file.labels):
+        return True
+    if not rest or any(re.fullmatch(r"-?[\d.]*", cell) for cell in first):
+        return False
+    if known:
+        return all(row[c].strip() != first[c] for c in known.values() for row in rest)
+    # Names nobody thought of: the first label is unlike all others, which come again.
+    label = _guess_roles(rest, {}).get("label") if len(rest) > 3 else None
+    if label is None:
+        return False
+    seen = Counter(row[label].strip() for row in rest)
+    return first[label] not in seen and min(seen.values()) > 1
+
+
+def _roles(file: _File, names: list[str], sample: list[list]) -> dict[str, int]:
+    """Role → column: as asked for, else by name, else by content."""
+    roles: dict[str, int] = {}
+    for role, name in file.columns.items():
+        if name is None:
+            continue
+        if name in names:
+            roles[role] = names.index(name)
+        elif str(name).isdigit() and 1 <= int(name) <= len(names):
+            roles[role] = int(name) - 1
+        else:
+            fix = did_you_mean(name, names) or f"It has {', '.join(names)}."
+            raise file.error(f"there is no column '{name}'", fix)
+    for guess in (_named_roles(names), _guess_roles(sample, roles)):
+        taken = set(roles.values())
+        new = {k: v for k, v in guess.items() if k not in roles and v not in taken}
+        if "text" in roles and guess.get("text") != roles["text"]:
+            new.pop("text_pair", None)  # of another text
+        roles |= new
+    missing = {"text"} - roles.keys() or (
+        {"label"} - roles.keys() if file.labels else ()
+    )
+    for role in missing:
+        what = f"there is no {role} column among {', '.join(map(str, names))}"
+        raise file.error(what, f"Name it with --{role}_column.")
+    file.found |= {role: names[roles[role]] for role in file.columns if role in roles}
+    return roles
+
+
+def _guess_roles(sample: list[list], taken: dict[str, int]) -> dict[str, int]:
+    """Role → column by content: labels come again and are short, texts are long."""
+    facts = []
+    for column, cells in enumerate(zip(*sample, strict=True)):
+        cells = ["" if cell is None else str(cell).strip() for cell in cells]
+        distinct, size = len(set(cells)), sum(map(len, cells)) / len(cells)
+        numeric = sum(bool(re.fullmatch(r"[-\d.:/]*", cell)) for cell in cells)
+        words = size * distinct * (numeric < 0.5 * len(cells))
+        full = sum(map(bool, cells)) > 0.9 * len(cells)
+        if column not in taken.values():
+            facts.append((column, distinct, size, words, full))
+    texts = sorted((fact for fact in facts if fact[3]), key=lambda fact: -fact[3])
+    if not texts:
+        return {}
+    roles = dict(taken)
+    roles.setdefault("text", texts[0][0])
+    labels = [fact for fact in facts if fact[4] and fact[0] != roles["text"]]
+    labels = [
+        fact for fact in labels if fact[1] > 1
+    ] or labels  # a constant says nothing
+    if labels and "label" not in roles:
+        roles["label"] = min(labels, key=lambda fact: fact[1:3])[0]
+    rest = [fact for fact in texts if fact[0] not in roles.values()]
+    if rest and rest[0][1] > 0.3 * len(sample) and rest[0][2] >= 5:
+        first, second = sorted((roles["text"], rest[0][0]))
+        if "text" in taken:
+            first, second = roles["text"], rest[0][0]
+        roles |= {"text": first, "text_pair": second}
+    return roles
+
+
+def _prefixed(file: _File):
+    """`LABEL text` (TREC: `COARSE:fine text`) and fastText's `__label__a text`."""
+    pairs = [(n, *line.strip().partition(" ")[::2]) for n, line in file.numbered()]
+    firsts = [first for _, first, _ in pairs]
+    if sum(f.startswith("__label__") for f in firsts) > 0.9 * len(firsts):
+        file.found |= {"text": "rest of the line", "label": "__label__"}
+
+        def rows():
+            for number, line in file.numbered():
+                labels, words = [], line.split()
+                while words and words[0].startswith("__label__"):
+                    labels.append(words.pop(0).removeprefix("__label__"))
+                one = labels[0] if len(labels) == 1 else labels or None
+                yield number, " ".join(words), None, one
+
+        return rows(), "fastText"
+    shaped = sum(bool(re.fullmatch(r"[A-Z]+(:\w+)?|\d{1,3}", f)) for f in firsts)
+    if not file.labels or shaped < 0.95 * len(firsts):
+        return None
+    if len(set(firsts)) > max(2, len(firsts) / 2):
+        return None
+    cut = not file.fine_labels
+    file.found |= {"text": "rest of the line", "label": "first word"}
+    rows = [
+        (n, text, None, first.split(":")[0] if cut else first)
+        for n, first, text in pairs
+    ]
+    return rows, "LABEL text"
+
+
+def _lines(file: _File):
+    """Texts alone, one a line."""
+    if file.labels:
+        return None
+    return ((n, line, None, None) for n, line in file.numbered()), "lines"
+
+
+_FORMATS = (_json, _parallel, _table, _prefixed, _lines)
