@@ -1,1 +1,1 @@
-"""tasks"""
+"""One module a job: features, loss, metrics, answers, serving signatures."""

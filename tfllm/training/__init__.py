@@ -1,1 +1,1 @@
-"""training"""
+"""Training through `model.fit`: the step, checkpoints, exact resume, the run folder."""

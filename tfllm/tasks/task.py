@@ -1,0 +1,51 @@
+"""What the training room may know of a task."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+# A batch is a dict of arrays as `data.columns.Columns.gather` makes them.
+Batch = dict[str, Any]
+Sums = dict[str, tuple[Any, Any]]
+
+
+class Task(Protocol):
+    """A job, seen from training.
+
+    Losses and metrics are told as sums and counts, never as means: only a sum over
+    real targets divided by their number, over micro-batches and replicas together, is
+    the loss of the whole batch.
+    """
+
+    name: str
+    monitor: str
+    """The validation metric that decides which weights are the best ones."""
+    maximize: bool
+    """Whether a higher `monitor` is better."""
+
+    def build_model(self, dtype: str | None = None) -> Any:
+        """A functional `keras.Model` whose inputs are keys of a batch."""
+
+    def loss_counts(self, batch: Batch) -> dict[str, Any]:
+        """For each loss, the number of real targets in a batch (a scalar)."""
+
+    def loss_sums(self, outputs: Any, batch: Batch) -> dict[str, Any]:
+        """For each loss, its sum over the real targets of a batch (a scalar)."""
+
+    def metric_sums(self, outputs: Any, batch: Batch) -> Sums:
+        """Cheap training metrics as (sum, count)."""
+
+    def validate(self, model: Any, columns: Any) -> dict[str, float]:
+        """The metrics of a model on held-out columns, `monitor` among them."""
+
+    def pad_values(self) -> dict[str, int]:
+        """What fills the ragged columns of a batch; 0 where a name is absent."""
+
+    def to_config(self) -> dict:
+        """Everything but the tokenizer and the weights, as JSON."""
+
+
+def as_arrays(outputs: Sequence[Any]) -> np.ndarray:
+    """Joins the outputs of several batches into one array, rows first."""
+    return np.concatenate([np.asarray(output) for output in outputs])

@@ -1,0 +1,249 @@
+"""The one training step, behind `fit`.
+
+What it does where Keras' own step is wrong (each found by running it):
+
+- The loss is the sum over real targets divided by their number, over micro-batches and
+  replicas together; each of several losses has its own count; L2 is added once.
+- The order is: accumulate, all-reduce, check finite, clip by global norm, apply. Keras
+  clips on each replica before the sum, and averages the means of micro-batches.
+- A step whose gradient is not finite is skipped on all replicas alike, and counted.
+- Schedules see optimizer steps, not micro-batches.
+
+The outer model is made outside the strategy's scope and owns `fit`; the core model and
+the optimizer live inside it. Only the public `make_train_function` is overridden.
+"""
+
+import time
+
+import keras
+import tensorflow as tf
+
+FLOAT16_GROWTH_STEPS = 2000  # good steps before the loss scale is doubled
+
+
+class TrainingModel(keras.Model):
+    """Trains a core model through `fit`.
+
+    Args:
+        core: Functional model that maps a dict of inputs to outputs; built, with the
+            optimizer, inside `strategy.scope()`.
+        task: Gives `loss_counts`, `loss_sums` and `metric_sums` (see `tasks.task`).
+        optimizer: A built Keras optimizer.
+        micro_batches: Micro-batches that make one optimizer step on each device.
+        clip_norm: Largest global norm of the gradient; 0 switches clipping off.
+        ema_decay: Decay of the moving average of the weights; 0 keeps none.
+        jit_compile: Compile the step (under a strategy: its local part) with XLA.
+    """
+
+    def __init__(
+        self,
+        core: keras.Model,
+        task,
+        optimizer: keras.optimizers.Optimizer,
+        *,
+        micro_batches: int = 1,
+        clip_norm: float = 0.0,
+        ema_decay: float = 0.0,
+        jit_compile: bool = False,
+        strategy: tf.distribute.Strategy | None = None,
+    ):
+        super().__init__()
+        self.core, self.task, self.strategy = core, task, strategy
+        self.micro_batches, self.clip_norm = micro_batches, clip_norm
+        self.ema_decay, self.use_xla = ema_decay, jit_compile
+        self.data_seconds = 0.0  # time spent waiting for batches
+        self.built = True
+        self.compile(optimizer=optimizer, loss=None)
+        self._strategy = strategy or tf.distribute.get_strategy()
+        self._input_names = [tensor.name for tensor in core.inputs]
+        self._trained = core.trainable_variables
+        self._decayed = [
+            bool(optimizer.weight_decay) and optimizer._use_weight_decay(variable)
+            for variable in self._trained
+        ]
+        half = any(
+            getattr(layer, "compute_dtype", None) == "float16"
+            for layer in core._flatten_layers()
+        )
+        with self._strategy.scope():
+            # Equal on all replicas, and so in the checkpoint once.
+            shared = {
+                "trainable": False,
+                "aggregation": tf.VariableAggregation.ONLY_FIRST_REPLICA,
+            }
+            self.loss_scale = tf.Variable(2.0**15, **shared) if half else None
+            self.good_steps = tf.Variable(0, **shared) if half else None
+            self.ema = [
+                tf.Variable(variable.value, **shared) if ema_decay else None
+                for variable in self._trained
+            ]
+
+    @property
+    def extra_variables(self) -> dict[str, tf.Variable]:
+        """What a checkpoint needs beside the core model and the optimizer."""
+        named = {f"ema/{i}": v for i, v in enumerate(self.ema) if v is not None}
+        if self.loss_scale is not None:
+            named |= {"loss_scale": self.loss_scale, "good_steps": self.good_steps}
+        return named
+
+    def call(self, inputs, training=None):
+        """The core model's outputs."""
+        return self.core(inputs, training=training)
+
+    def make_train_function(self, force=False):
+        """Builds the step that `fit` calls with its iterator."""
+        if self.train_function is not None and not force:
+            return
+        alone = type(self._strategy) is type(tf.distribute.get_strategy())
+        gradients = self._gradients
+        if self.use_xla and not alone:
+            gradients = tf.function(gradients, jit_compile=True)
+
+        def step(batches):
+            logs, finite, scale, grads = self._strategy.run(
+                self._replica_step, args=(batches, gradients)
+            )
+            first = lambda x: self._strategy.experimental_local_results(x)[0]  # noqa: E731
+            logs = {name: first(value) for name, value in logs.items()}
+            logs["learning_rate"] = self.optimizer._get_current_learning_rate()
+            tf.cond(
+                first(finite), lambda: self._apply(grads, scale), lambda: self._skip()
+            )
+            return logs
+
+        compiled = None
+
+        def train_function(iterator):
+            nonlocal compiled
+            started = time.perf_counter()
+            batches = [next(iterator) for _ in range(self.micro_batches)]
+            self.data_seconds += time.perf_counter() - started
+            if compiled is None:
+                signature = None
+                if alone:  # one trace for all lengths
+                    signature = [[_any_shape(batch) for batch in batches]]
+                compiled = tf.function(
+                    step,
+                    input_signature=signature,
+                    jit_compile=self.use_xla and alone,
+                    reduce_retracing=signature is None,
+                )
+            return compiled(batches)
+
+        self.train_function = train_function
+
+    def _get_metrics_result_or_logs(self, logs):
+        return logs  # those of the last step; `training.logs` averages over steps
+
+    def _gradients(self, batch, totals, scale):
+        """Gradients of one micro-batch's share of the loss, on one replica."""
+        parts = self._strategy.num_replicas_in_sync * self.micro_batches
+        with tf.GradientTape() as tape:
+            inputs = {name: batch[name] for name in self._input_names}
+            outputs = self.core(inputs, training=True)
+            sums = self.task.loss_sums(outputs, batch)
+            loss = tf.add_n([sums[name] / totals[name] for name in sums])
+            if self.core.losses:  # L2, once in the sum over all parts
+                loss += tf.add_n(self.core.losses) / parts
+            scaled = loss if scale is None else loss * scale
+        grads = tape.gradient(scaled, [v.value for v in self._trained])
+        grads = [
+            tf.zeros_like(variable) if grad is None else tf.convert_to_tensor(grad)
+            for grad, variable in zip(grads, self._trained, strict=True)
+        ]
+        metrics = {"loss": (loss, tf.ones([]))}
+        if len(sums) > 1:
+            metrics |= {n: (sums[n], self.task.loss_counts(batch)[n]) for n in sums}
+        metrics |= self.task.metric_sums(outputs, batch)
+        return grads, metrics
+
+    def _replica_step(self, batches, gradients):
+        """Everything before the update, on one replica."""
+        context = tf.distribute.get_replica_context()
+        counts = [self.task.loss_counts(batch) for batch in batches]
+        totals = {
+            name: tf.add_n([tf.cast(c[name], "float32") for c in counts])
+            for name in counts[0]
+        }
+        totals = context.all_reduce("SUM", totals)
+        # A batch without a single target gives a loss of 0, not NaN.
+        totals = {name: tf.maximum(total, 1e-9) for name, total in totals.items()}
+        grads = metrics = None
+        for batch in batches:
+            new_grads, new = gradients(batch, totals, self.loss_scale)
+            flat = {n: tf.stack([tf.cast(x, "float32") for x in new[n]]) for n in new}
+            if grads is None:
+                grads, metrics = new_grads, flat
+            else:
+                grads = [a + b for a, b in zip(grads, new_grads, strict=True)]
+                metrics = {name: metrics[name] + flat[name] for name in flat}
+        masks = [batch["padding_mask"] for batch in batches if "padding_mask" in batch]
+        metrics["tokens"] = tf.stack(
+            [
+                tf.add_n([tf.reduce_sum(tf.cast(m, "float32")) for m in masks]),
+                tf.add_n([tf.cast(tf.size(m), "float32") for m in masks]),
+            ]
+        )
+        grads = context.all_reduce("SUM", grads)
+        metrics = context.all_reduce("SUM", metrics)
+        if self.loss_scale is not None:
+            grads = [grad / self.loss_scale for grad in grads]
+        norm = tf.linalg.global_norm(grads)
+        finite = tf.math.is_finite(norm)
+        scale = tf.ones([])
+        if self.clip_norm:
+            scale = tf.minimum(1.0, self.clip_norm / (norm + 1e-6))
+        logs = {name: value[0] / value[1] for name, value in metrics.items()}
+        logs |= {"loss": metrics["loss"][0], "tokens": metrics["tokens"][0]}
+        logs |= {"positions": metrics["tokens"][1], "grad_norm": norm}
+        logs["bad_step"] = 1.0 - tf.cast(finite, "float32")
+        return logs, finite, scale, grads
+
+    def _apply(self, grads, scale):
+        """One optimizer step, in cross-replica context (`optimizer.apply` fails)."""
+        optimizer = self.optimizer
+        rate = optimizer._get_current_learning_rate()
+        step = tf.cast(optimizer.iterations.value, "float32")
+        decay = tf.minimum(self.ema_decay, (1.0 + step) / (10.0 + step))
+
+        def update(variable, grad, scale, decayed):
+            if decayed:
+                variable.assign_sub(variable * (optimizer.weight_decay * rate))
+            optimizer.update_step(grad * scale, variable, rate)
+
+        def average(ema, variable):
+            ema.assign(ema * decay + variable * (1.0 - decay))
+
+        with self._strategy.scope():
+            extended = self._strategy.extended
+            for variable, grad, decayed, ema in zip(
+                self._trained, grads, self._decayed, self.ema, strict=True
+            ):
+                value = variable.value
+                extended.update(
+                    value, update, args=(grad, scale, decayed), group=False
+                )
+                if ema is not None:
+                    extended.update(ema, average, args=(value,), group=False)
+            optimizer.iterations.assign_add(1)
+            if self.loss_scale is not None:
+                grow = self.good_steps + 1 >= FLOAT16_GROWTH_STEPS
+                self.loss_scale.assign(self.loss_scale * tf.where(grow, 2.0, 1.0))
+                self.good_steps.assign(tf.where(grow, 0, self.good_steps + 1))
+        return 0
+
+    def _skip(self):
+        """A step that was not finite changes nothing but the loss scale."""
+        with self._strategy.scope():
+            if self.loss_scale is not None:
+                self.loss_scale.assign(tf.maximum(self.loss_scale / 2.0, 1.0))
+                self.good_steps.assign(0)
+        return 0
+
+
+def _any_shape(batch):
+    """The signature of a batch: every dimension free."""
+    return {
+        name: tf.TensorSpec([None] * tensor.shape.rank, tensor.dtype)
+        for name, tensor in batch.items()
+    }
