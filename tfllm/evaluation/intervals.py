@@ -92,7 +92,7 @@ def compare(
     second: Sequence,
     *,
     class_names: Sequence[str],
-    samples=10_000,
+    samples=5000,
     seed=0,
     level=0.95,
 ) -> dict[str, dict]:
@@ -125,7 +125,7 @@ def compare(
     shuffled = [
         differences(
             np.tile(counts, (part, 1)),
-            rng.binomial(counts, 0.5, size=(part, len(counts))),
+            rng.binomial(counts * (a != b), 0.5, size=(part, len(counts))),
         )
         for part in _parts(samples, 2 * len(counts))
     ]
@@ -143,7 +143,7 @@ def compare(
 
 
 def compare_means(
-    first: np.ndarray, second: np.ndarray, samples=10_000, seed=0, level=0.95
+    first: np.ndarray, second: np.ndarray, samples=5000, seed=0, level=0.95
 ) -> dict:
     """As `compare`, for one number a row `[N]` of each system (a loss, a score)."""
     gaps = np.asarray(second, np.float64) - np.asarray(first, np.float64)

@@ -101,6 +101,9 @@ def write_classification_report(
     if baseline is not None:
         other = Split(test.texts, test.labels, baseline[1])
         results["baseline"] = {"name": baseline[0], **measure(other, **options)}
+        if "test_without_leaked" in results:
+            rest = measure(other.take(kept), **options)
+            results["baseline"]["without_leaked"] = rest["metrics"]
         results["baseline"]["compared"] = compare(
             test.labels, baseline[1], test.predictions, **options
         )
@@ -263,6 +266,10 @@ def _report(results, test, matrix, names, class_names, drawn) -> str:
             f"{lost:,} test texts stand in the training data too. Trust the column "
             "without them; the other one is for comparison with published numbers.",
         ]
+        if "baseline" in results:
+            floor = results["baseline"]["without_leaked"]["accuracy"]
+            name = _text(results["baseline"]["name"])
+            lines[-1] += f" {name} without them: accuracy {_number(floor)}."
     if "unseen_labels" in block:
         counts = ", ".join(
             f"{_text(k)} ({n:,})" for k, n in block["unseen_labels"].items()
