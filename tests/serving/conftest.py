@@ -79,3 +79,18 @@ def echo(tf, tmp_path_factory):
         },
     )
     return directory
+
+
+@pytest.fixture(scope="session")
+def exported(tiny, tmp_path_factory):
+    """`saved_models/tiny/1` with the signatures of a classifier."""
+    from tfllm.serving import export
+
+    return export.export(
+        [export.text_signature(tiny.answer), export.classify_signature(tiny.answer)],
+        variables=tiny.model.variables,
+        name="tiny",
+        samples={"serving_default": {"text": TEXTS}},
+        directory=tmp_path_factory.mktemp("exported") / "saved_models",
+        about={"task": "classification", "labels": tiny.names, "accuracy": 0.9},
+    )

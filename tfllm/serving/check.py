@@ -80,7 +80,7 @@ def check(
     directory: str | Path,
     *,
     allow_xla: bool = False,
-    timing_seconds: float = 1.0,
+    timing_seconds: float = 0.5,
     timeout: float = 120,
 ) -> CheckReport:
     """Checks a version folder (or the newest of a model's folder).
