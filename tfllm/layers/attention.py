@@ -1,0 +1,216 @@
+"""Multi-head attention, and the bias that says who may look at whom."""
+
+import keras
+from keras import ops
+
+from tfllm.layers.dropout import Dropout
+from tfllm.layers.positions import apply_rotary
+
+# Low enough that exp() gives exactly 0 beside any real score, and still finite in
+# float16: a row without a single key stays free of NaN.
+BLOCKED = -3e4
+
+
+class AttentionBias(keras.layers.Layer):
+    """What is added to the attention scores: 0 where allowed, -3e4 where not.
+
+    Made once and handed to every block.
+
+    Args:
+        causal: A token sees itself and what stands before it.
+        window: A token sees at most the `window` nearest tokens of each direction it
+            may look to, itself included (Mistral).
+    """
+
+    def __init__(self, causal=False, window=None, **kwargs):
+        super().__init__(**kwargs)
+        self.causal = causal
+        self.window = window
+
+    def call(self, padding_mask, sequence_ids=None):
+        """Returns `[batch, 1, length or 1, length]`.
+
+        Args:
+            padding_mask: int `[batch, length]`, 1 at real tokens.
+            sequence_ids: int `[batch, length]` in packed rows: only tokens with the
+                same number see each other.
+        """
+        allowed = ops.cast(padding_mask, "bool")[:, None, None, :]
+        if self.causal or self.window:
+            places = ops.arange(ops.shape(padding_mask)[1], dtype="int32")
+            distance = places[:, None] - places[None, :]
+            if self.causal:
+                allowed = ops.logical_and(allowed, distance >= 0)
+            if self.window:
+                allowed = ops.logical_and(allowed, ops.abs(distance) < self.window)
+        if sequence_ids is not None:
+            same = sequence_ids[:, :, None] == sequence_ids[:, None, :]
+            allowed = ops.logical_and(allowed, same[:, None])
+        return (1 - ops.cast(allowed, self.compute_dtype)) * BLOCKED
+
+    def get_config(self):
+        """Returns the constructor's arguments."""
+        config = super().get_config()
+        return {**config, "causal": self.causal, "window": self.window}
+
+
+class MultiHeadAttention(keras.layers.Layer):
+    """Scaled dot-product attention with several heads (Vaswani et al., 2017).
+
+    Args:
+        hidden_size: Size of the vectors that come in and go out.
+        num_heads: Number of query heads.
+        num_kv_heads: Number of key and value heads, a divisor of `num_heads`
+            (grouped- or single-query attention); None for `num_heads`.
+        head_size: None for `hidden_size / num_heads`.
+        use_bias: Biases of query, key and value.
+        output_bias: Bias of the output; None for `use_bias`.
+        qk_norm: RMS norm on each query and key head (Qwen 3).
+        norm_epsilon: Of that norm.
+        dropout: On the attention shares.
+        initializer: Of the kernels.
+    """
+
+    def __init__(
+        self,
+        hidden_size,
+        num_heads,
+        num_kv_heads=None,
+        head_size=None,
+        use_bias=True,
+        output_bias=None,
+        qk_norm=False,
+        norm_epsilon=1e-6,
+        dropout=0.0,
+        initializer="glorot_uniform",
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.hidden_size = hidden_size
+        self.num_heads = num_heads
+        self.num_kv_heads = num_kv_heads or num_heads
+        if num_heads % self.num_kv_heads or (not head_size and hidden_size % num_heads):
+            raise ValueError(
+                "num_kv_heads must divide num_heads, and num_heads the hidden_size. "
+                f"Received: {hidden_size=}, {num_heads=}, {num_kv_heads=}"
+            )
+        self.head_size = head_size or hidden_size // num_heads
+        self.use_bias = use_bias
+        self.output_bias = use_bias if output_bias is None else output_bias
+        self.qk_norm = qk_norm
+        self.norm_epsilon = norm_epsilon
+        self.dropout = dropout
+        self.initializer = keras.initializers.get(initializer)
+
+        def dense(name, size, bias):
+            return keras.layers.Dense(
+                size,
+                use_bias=bias,
+                kernel_initializer=self.initializer.clone(),
+                dtype=self.dtype_policy,
+                name=name,
+            )
+
+        self.query = dense("query", num_heads * self.head_size, use_bias)
+        self.key = dense("key", self.num_kv_heads * self.head_size, use_bias)
+        self.value = dense("value", self.num_kv_heads * self.head_size, use_bias)
+        self.output_dense = dense("output", hidden_size, self.output_bias)
+        if qk_norm:
+            self.query_norm, self.key_norm = (
+                keras.layers.RMSNormalization(
+                    epsilon=norm_epsilon, dtype=self.dtype_policy, name=name
+                )
+                for name in ("query_norm", "key_norm")
+            )
+        self.share_dropout = Dropout(dropout, dtype=self.dtype_policy, name="dropout")
+
+    def build(self, hidden_shape):
+        """Makes the weights; keys and values come from vectors of the same size."""
+        self.query.build(hidden_shape)
+        self.key.build(hidden_shape)
+        self.value.build(hidden_shape)
+        self.output_dense.build((None, None, self.num_heads * self.head_size))
+        if self.qk_norm:
+            self.query_norm.build((None, None, None, self.head_size))
+            self.key_norm.build((None, None, None, self.head_size))
+        self.share_dropout.build((None, None, None, None))
+
+    def project_query(self, hidden, rotary=None):
+        """Returns `[batch, length, num_heads, head_size]`."""
+        query = self._heads(self.query(hidden), self.num_heads)
+        query = self.query_norm(query) if self.qk_norm else query
+        return query if rotary is None else apply_rotary(query, rotary)
+
+    def project_key_value(self, hidden, rotary=None):
+        """Returns key and value, each `[batch, length, num_kv_heads, head_size]`."""
+        key = self._heads(self.key(hidden), self.num_kv_heads)
+        key = self.key_norm(key) if self.qk_norm else key
+        key = key if rotary is None else apply_rotary(key, rotary)
+        return key, self._heads(self.value(hidden), self.num_kv_heads)
+
+    def attend(self, query, key, value, bias=None, training=False):
+        """Returns `[batch, query length, hidden_size]` for projected heads.
+
+        Query heads that share a key head are laid side by side along the length, so
+        that no key or value is copied.
+        """
+        groups = self.num_heads // self.num_kv_heads
+        length = ops.shape(query)[1]
+        query = query * self.head_size**-0.5
+        if groups > 1:
+            shape = (-1, length, self.num_kv_heads, groups, self.head_size)
+            query = ops.transpose(ops.reshape(query, shape), (0, 2, 3, 1, 4))
+            shape = (-1, self.num_kv_heads, groups * length, self.head_size)
+            query = ops.reshape(query, shape)
+        else:
+            query = ops.transpose(query, (0, 2, 1, 3))
+        scores = ops.matmul(query, ops.transpose(key, (0, 2, 3, 1)))
+        keys = ops.shape(key)[1]
+        if groups > 1:
+            scores = ops.reshape(scores, (-1, self.num_heads, length, keys))
+        # bfloat16 has 8 bits: at a score of 10 a share would be 4 % wrong.
+        scores = ops.cast(scores, "float32")
+        if bias is not None:
+            scores = scores + ops.cast(bias, "float32")
+        shares = ops.cast(ops.softmax(scores, axis=-1), value.dtype)
+        shares = self.share_dropout(shares, training=training)
+        if groups > 1:
+            shape = (-1, self.num_kv_heads, groups * length, keys)
+            shares = ops.reshape(shares, shape)
+        mixed = ops.matmul(shares, ops.transpose(value, (0, 2, 1, 3)))
+        if groups > 1:
+            shape = (-1, self.num_heads, length, self.head_size)
+            mixed = ops.reshape(mixed, shape)
+        mixed = ops.transpose(mixed, (0, 2, 1, 3))
+        return self.output_dense(
+            ops.reshape(mixed, (-1, length, self.num_heads * self.head_size))
+        )
+
+    def call(self, hidden, bias=None, rotary=None, context=None, training=False):
+        """Returns `[batch, length, hidden_size]`.
+
+        Args:
+            hidden: `[batch, length, hidden_size]`.
+            bias: What `AttentionBias` returned, `[batch, 1, length or 1, keys]`.
+            rotary: What `RotaryPositions` returned, for self-attention.
+            context: `[batch, keys, hidden_size]` to look at instead of `hidden`.
+            training: Whether dropout is on.
+        """
+        query = self.project_query(hidden, rotary)
+        source = hidden if context is None else context
+        key, value = self.project_key_value(source, rotary)
+        return self.attend(query, key, value, bias, training=training)
+
+    def _heads(self, hidden, num_heads):
+        shape = (-1, ops.shape(hidden)[1], num_heads, self.head_size)
+        return ops.reshape(hidden, shape)
+
+    def get_config(self):
+        """Returns the constructor's arguments."""
+        names = "hidden_size num_heads num_kv_heads head_size use_bias output_bias"
+        names += " qk_norm norm_epsilon dropout"
+        return {
+            **super().get_config(),
+            **{name: getattr(self, name) for name in names.split()},
+            "initializer": keras.initializers.serialize(self.initializer),
+        }

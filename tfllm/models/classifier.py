@@ -1,0 +1,200 @@
+"""Text classifiers from one flat config: fasttext, textcnn, lstm, transformer."""
+
+from dataclasses import asdict, dataclass, fields
+
+import keras
+
+from tfllm.core.errors import UserError, did_you_mean
+from tfllm.models import classic
+from tfllm.models.encoder import EncoderConfig, encode, pool, token_inputs
+
+# What a field of `ClassifierConfig` is when it is left at None.
+SHAPES = {
+    "fasttext": {
+        "hidden_size": 16,
+        "ngram_orders": (1, 2, 3),
+        "ngram_buckets": 2**18,
+        "dropout": 0.0,
+        "token_dropout": 0.1,
+    },
+    "textcnn": {
+        "embedding_size": 128,
+        "filters": 128,
+        "widths": (2, 3, 4),
+        "dropout": 0.5,
+        "token_dropout": 0.1,
+    },
+    "lstm": {
+        "embedding_size": 128,
+        "hidden_size": 128,
+        "num_layers": 1,
+        "pooling": "attention",
+        "dropout": 0.5,
+        "token_dropout": 0.1,
+    },
+    "transformer": {
+        "hidden_size": 128,
+        "num_layers": 2,
+        "num_heads": 4,
+        "intermediate_size": 512,
+        "pooling": "mean",
+        "dropout": 0.1,
+        "token_dropout": 0.1,
+    },
+}
+# How `recipes/text_classification.py` trains when no flag says otherwise.
+TRAINING = {
+    "fasttext": {"learning_rate": 5e-3, "batch_size": 32, "epochs": 10},
+    "textcnn": {"learning_rate": 1e-3, "batch_size": 32, "epochs": 10},
+    "lstm": {"learning_rate": 1e-3, "batch_size": 32, "epochs": 10},
+    "transformer": {"learning_rate": 5e-4, "batch_size": 32, "epochs": 10},
+}
+
+
+@dataclass
+class ClassifierConfig:
+    """Shape of a text classifier; what is None takes the architecture's default.
+
+    Args:
+        architecture: `fasttext`, `textcnn`, `lstm` or `transformer`.
+        vocabulary_size: Number of tokens.
+        num_outputs: Number of classes, or 1 for a regression.
+        max_length: Longest text in tokens.
+        pairs: Two texts, told apart by `segment_ids`.
+        embedding_size: Size of the token vectors (textcnn, lstm).
+        hidden_size: Size of a direction (lstm), of the vectors (others).
+        num_layers: Number of LSTM layers or Transformer blocks.
+        num_heads: Attention heads of the Transformer.
+        intermediate_size: Inner size of its feed-forward networks.
+        filters: Convolutions of each width.
+        widths: Numbers of tokens that a convolution sees.
+        ngram_orders: Lengths of the n-grams of fasttext.
+        ngram_buckets: Rows of its table.
+        pooling: `attention`, or a mode of `MaskedPooling` (lstm, transformer);
+            `cls` for a Transformer adds BERT's pooler.
+        dropout: On the features (and inside LSTM and Transformer).
+        token_dropout: Share of tokens (n-grams) left out while training.
+        l2: L2 penalty on the kernels of convolutions and of the last layer.
+
+    Raises:
+        UserError: The architecture is unknown.
+    """
+
+    architecture: str
+    vocabulary_size: int
+    num_outputs: int
+    max_length: int = 256
+    pairs: bool = False
+    embedding_size: int | None = None
+    hidden_size: int | None = None
+    num_layers: int | None = None
+    num_heads: int | None = None
+    intermediate_size: int | None = None
+    filters: int | None = None
+    widths: tuple[int, ...] | None = None
+    ngram_orders: tuple[int, ...] | None = None
+    ngram_buckets: int | None = None
+    pooling: str | None = None
+    dropout: float | None = None
+    token_dropout: float | None = None
+    l2: float = 0.0
+
+    def __post_init__(self):
+        for field in fields(self):
+            if getattr(self, field.name) is None:
+                default = _known(SHAPES, self.architecture).get(field.name)
+                setattr(self, field.name, default)
+
+    def to_dict(self) -> dict:
+        """Returns what `ClassifierConfig(**…)` takes."""
+        return asdict(self)
+
+
+def build_classifier(config: ClassifierConfig, dtype=None) -> keras.Model:
+    """Builds a classifier.
+
+    Args:
+        config: Its shape.
+        dtype: Name of a Keras dtype policy; None for the global one.
+
+    Returns:
+        A model from int32 `token_ids`, `padding_mask` (and `segment_ids` for pairs)
+        `[batch, length]` to float32 logits `[batch, num_outputs]`.
+    """
+    builders = {
+        "fasttext": classic.fasttext,
+        "textcnn": classic.textcnn,
+        "lstm": classic.lstm,
+        "transformer": transformer,
+    }
+    return _known(builders, config.architecture)(config, dtype)
+
+
+def transformer(config: ClassifierConfig, dtype=None) -> keras.Model:
+    """A small pre-norm encoder and a pooling of its hidden states."""
+    inputs = token_inputs(config.pairs)
+    shape = EncoderConfig(
+        config.vocabulary_size,
+        hidden_size=config.hidden_size,
+        num_layers=config.num_layers,
+        num_heads=config.num_heads,
+        intermediate_size=config.intermediate_size,
+        max_length=config.max_length,
+        num_segments=2 if config.pairs else 0,
+        embedding_norm=False,
+        norm_first=True,
+        norm_epsilon=1e-6,
+        dropout=config.dropout,
+        attention_dropout=config.dropout,
+    )
+    hidden = encode(shape, inputs, dtype)
+    if config.pooling == "cls":
+        features = pool(shape, hidden, dtype)
+    else:
+        features = classic.pooled(config, hidden, inputs["padding_mask"], dtype)
+    return classic.classifier_head(config, inputs, features, dtype)
+
+
+def training_defaults(architecture: str) -> dict:
+    """Returns the training flags that suit an architecture, by flag name."""
+    return dict(_known(TRAINING, architecture))
+
+
+def set_word_vectors(model: keras.Model, matrix) -> None:
+    """Fills the token embedding of a classifier or an encoder.
+
+    Args:
+        model: A model with a layer `token_embedding`.
+        matrix: `[vocabulary_size, embedding_size]`; rows with a NaN keep what the
+            model has (tokens without a vector).
+
+    Raises:
+        UserError: The model has no such layer, or its shape is another one.
+    """
+    import numpy as np
+
+    names = [layer.name for layer in model.layers]
+    if "token_embedding" not in names:
+        raise UserError(
+            f"'{model.name}' has no token embedding that word vectors could fill",
+            fix="Use textcnn, lstm or transformer",
+        )
+    embedding = model.get_layer("token_embedding")
+    own = keras.ops.convert_to_numpy(embedding.embeddings)
+    if matrix.shape != own.shape:
+        raise UserError(
+            f"the word vectors are {matrix.shape[0]} x {matrix.shape[1]}, the model's "
+            f"embedding is {own.shape[0]} x {own.shape[1]}",
+            fix=f"Set embedding_size to {matrix.shape[1]}",
+        )
+    missing = np.isnan(matrix).any(axis=1, keepdims=True)
+    embedding.embeddings.assign(np.where(missing, own, matrix))
+
+
+def _known(by_architecture: dict, architecture: str):
+    if architecture not in by_architecture:
+        raise UserError(
+            f"unknown model '{architecture}'; known are " + ", ".join(by_architecture),
+            fix=did_you_mean(architecture, by_architecture) or None,
+        )
+    return by_architecture[architecture]
