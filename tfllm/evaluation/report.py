@@ -263,8 +263,8 @@ def _report(results, test, matrix, names, class_names, drawn) -> str:
         lost = block["samples"] - results["test_without_leaked"]["samples"]
         lines += [
             "",
-            f"Test rows whose text stands in the training data too: {lost:,}. Trust the "
-            "column without them; the other is for comparison with published numbers.",
+            f"Test rows whose text stands in the training data too: {lost:,}. Trust "
+            "the column without them; the other compares with published numbers.",
         ]
         if "baseline" in results:
             floor = results["baseline"]["without_leaked"]["accuracy"]
