@@ -1,1 +1,1 @@
-"""explain"""
+"""Why a model answered as it did."""
