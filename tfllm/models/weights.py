@@ -34,7 +34,9 @@ def set_weights(model: keras.Model, values: dict[str, np.ndarray], where=None) -
         if path in values and tuple(v.shape) != values[path].shape
     ]
     if problems:
-        raise UserError(f"the weights do not fit the model: {'; '.join(problems)}", where)
+        raise UserError(
+            f"the weights do not fit the model: {'; '.join(problems)}", where
+        )
     for path, variable in variables.items():
         variable.assign(values[path])
 

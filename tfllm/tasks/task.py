@@ -1,13 +1,27 @@
 """What the training room may know of a task."""
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 # A batch is a dict of arrays as `data.columns.Columns.gather` makes them.
 Batch = dict[str, Any]
 Sums = dict[str, tuple[Any, Any]]
+
+
+class Verdict(NamedTuple):
+    """How a model does on held-out data.
+
+    Attributes:
+        metrics: Numbers by name.
+        pictures: Draws pictures `[height, width, 3]` by name, for TensorBoard.
+        texts: Gives Markdown by name, for TensorBoard.
+    """
+
+    metrics: dict[str, float]
+    pictures: Callable[[], dict[str, np.ndarray]] = dict
+    texts: Callable[[], dict[str, str]] = dict
 
 
 class Task(Protocol):
@@ -36,16 +50,14 @@ class Task(Protocol):
     def metric_sums(self, outputs: Any, batch: Batch) -> Sums:
         """Cheap training metrics as (sum, count)."""
 
-    def validate(self, model: Any, columns: Any) -> dict[str, float]:
-        """The metrics of a model on held-out columns, `monitor` among them."""
+    max_length: int
+    """Longest example in tokens; a batch is never longer."""
+
+    def validate(self, model: Any, columns: Any) -> "Verdict":
+        """How a model does on held-out columns, `monitor` among the metrics."""
 
     def pad_values(self) -> dict[str, int]:
         """What fills the ragged columns of a batch; 0 where a name is absent."""
 
     def to_config(self) -> dict:
         """Everything but the tokenizer and the weights, as JSON."""
-
-
-def as_arrays(outputs: Sequence[Any]) -> np.ndarray:
-    """Joins the outputs of several batches into one array, rows first."""
-    return np.concatenate([np.asarray(output) for output in outputs])

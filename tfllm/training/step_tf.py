@@ -220,9 +220,7 @@ class TrainingModel(keras.Model):
                 self._trained, grads, self._decayed, self.ema, strict=True
             ):
                 value = variable.value
-                extended.update(
-                    value, update, args=(grad, scale, decayed), group=False
-                )
+                extended.update(value, update, args=(grad, scale, decayed), group=False)
                 if ema is not None:
                     extended.update(ema, average, args=(value,), group=False)
             optimizer.iterations.assign_add(1)

@@ -1,0 +1,56 @@
+"""A finished run, opened again: its task, its model, its tokenizer."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tfllm.core.errors import UserError
+
+
+class Run(NamedTuple):
+    """A run that was opened.
+
+    Attributes:
+        path: The run directory.
+        task: Its task, with tokenizer.
+        model: The best model, float32.
+    """
+
+    path: Path
+    task: Any
+    model: Any
+
+
+def load_run(path: str | Path) -> Run:
+    """Opens `checkpoints/best` of a run directory.
+
+    Raises:
+        UserError: If there is no run, or one that has no best checkpoint yet.
+    """
+    path = Path(path)
+    best = path / "checkpoints" / "best"
+    if not (path / "config.yaml").exists():
+        raise UserError("there is no run", path, "Name a directory under runs/")
+    if not (best / "config.json").exists():
+        raise UserError(
+            "the run has no best checkpoint yet",
+            path,
+            "Let it go on: the same recipe with --output_dir (this directory)",
+        )
+    from tfllm.models.weights import load_weights
+    from tfllm.text import Tokenizer
+
+    config = json.loads((best / "config.json").read_text(encoding="utf-8"))
+    tokenizer = Tokenizer.load(path / "tokenizer")
+    task = _task_class(config["task"], best).from_config(config, tokenizer)
+    model = task.build_model("float32")
+    load_weights(model, best / "model.safetensors")
+    return Run(path, task, model)
+
+
+def _task_class(name: str, where: Path):
+    if name == "text_classification":
+        from tfllm.tasks.text_classification import TextClassification
+
+        return TextClassification
+    raise UserError(f"unknown task '{name}'", where, "Update tfllm")

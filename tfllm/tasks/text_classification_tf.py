@@ -1,0 +1,58 @@
+"""The text classifier as a graph from text to answer."""
+
+import keras
+import tensorflow as tf
+
+from tfllm.tasks.text_classification import TextClassification
+
+
+class ServedClassifier(tf.Module):
+    """Tokenizer, model and label names in one: texts in, labels and scores out.
+
+    Args:
+        task: The trained task.
+        model: Its model, float32.
+    """
+
+    def __init__(self, task: TextClassification, model: keras.Model):
+        super().__init__()
+        self._task, self._model = task, model
+        self.tokenizer = task.tokenizer.graph()
+        self.labels = tf.constant(task.labels)
+
+    def __call__(self, text: tf.Tensor, text_pair: tf.Tensor | None = None) -> dict:
+        """Answers for texts, string `[N]`.
+
+        Returns:
+            `label` string `[N]`, `score` float32 `[N]`, and for all K classes, the
+            likeliest first, `labels` string and `scores` float32 `[N, K]`.
+        """
+        task, limit = self._task, self._task.max_length
+        if text_pair is None:
+            ids = self.tokenizer.encode(
+                text, add_special_tokens=task.special_tokens, max_length=limit
+            )
+            batch = {}
+        else:
+            ids, segments = self.tokenizer.encode_pairs(text, text_pair, limit)
+            batch = {"segment_ids": _dense(segments, 0)}
+        batch["token_ids"] = _dense(ids, task.tokenizer.pad_id)
+        length = tf.shape(batch["token_ids"])[1]
+        batch["padding_mask"] = tf.sequence_mask(ids.row_lengths(), length, tf.int32)
+        names = [tensor.name for tensor in self._model.inputs]
+        logits = self._model({name: batch[name] for name in names}, training=False)
+        scores, order = tf.math.top_k(tf.nn.softmax(logits), len(task.labels))
+        labels = tf.gather(self.labels, order)
+        return {
+            "label": labels[:, 0],
+            "score": scores[:, 0],
+            "labels": labels,
+            "scores": scores,
+        }
+
+
+def _dense(ids: tf.RaggedTensor, pad: int) -> tf.Tensor:
+    """`[N, length]` with at least one column, so that an empty text has a row."""
+    dense = ids.to_tensor(pad)
+    missing = tf.maximum(0, 1 - tf.shape(dense)[1])
+    return tf.pad(dense, [[0, 0], [0, missing]], constant_values=pad)

@@ -1,0 +1,437 @@
+"""Runs `fit` over a plan of batches: logging, evaluation, checkpoints, exact resume."""
+
+import contextlib
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfllm.core.console import note, warn
+from tfllm.core.errors import UserError
+from tfllm.data.batching import BatchPlan
+from tfllm.data.columns import Columns
+from tfllm.data.pipeline_tf import dataset
+from tfllm.models.weights import matrix_parameters, set_weights, weights_of
+from tfllm.tasks.task import Task
+from tfllm.training import precision_tf
+from tfllm.training.checkpoints import Checkpoints, read
+from tfllm.training.logs import Progress, StepLog
+from tfllm.training.optimizers import adamw
+from tfllm.training.run import RunDirectory
+from tfllm.training.step_tf import TrainingModel
+from tfllm.training.tensorboard_tf import TensorBoard
+
+PICTURES_SECONDS = 30.0  # pictures in TensorBoard are not drawn more often
+
+
+@dataclass
+class State:
+    """What training knows beside its variables; part of every checkpoint."""
+
+    step: int = 0
+    seconds: float = 0.0
+    best_score: float | None = None
+    best_step: int = 0
+    since_best: int = 0
+    bad_in_row: int = 0
+    bad_steps: int = 0
+    done: bool = False
+    validation: dict = field(default_factory=dict)
+
+
+class Trainer:
+    """Trains a task's model on columns.
+
+    Args:
+        task: See `tasks.task.Task`.
+        config: A dataclass with the fields of `TrainingFlags`, none of them `None`
+            but `max_steps`, `patience` and `eval_steps`.
+        run: The run directory; made here on the first write.
+        train: Training examples.
+        validation: Held-out examples, or `None`.
+        prepare: Called with a fresh model, to fill weights before training.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        config,
+        run: RunDirectory,
+        train: Columns,
+        validation: Columns | None = None,
+        prepare: Callable[[keras.Model], None] = lambda model: None,
+    ):
+        self.task, self.config, self.run = task, config, run
+        self.train, self.validation, self.prepare = train, validation, prepare
+        self.strategy = _strategy(config.strategy)
+        replicas = self.strategy.num_replicas_in_sync if self.strategy else 1
+        parts = replicas * config.gradient_accumulation_steps
+        self.plan = BatchPlan(
+            train.lengths,
+            batch_size=config.batch_size * parts,
+            max_length=task.max_length,
+            seed=config.seed,
+            bucketing=config.bucketing,
+            parts=parts,
+        )
+        epochs = self.plan.steps_per_epoch * config.epochs
+        self.total_steps = min(epochs, config.max_steps or epochs)
+        self.eval_steps = config.eval_steps or self.plan.steps_per_epoch
+        self.state = State()
+        self.stopped_by: int | None = None
+
+    def choose_precision(self) -> precision_tf.Choice:
+        """Settles `--precision auto` and `--jit_compile auto` on this machine."""
+        return precision_tf.choose(
+            self.config.precision,
+            self.config.jit_compile if not self.strategy else "false",
+            self.total_steps,
+            len(self.plan.shapes),
+            self._trial,
+        )
+
+    def fit(self) -> State:
+        """Trains to the end, or to the first of Ctrl-C, patience and `max_steps`.
+
+        Afterwards the weights of the best validation score (without validation data:
+        the last ones) lie in `checkpoints/best`.
+
+        Raises:
+            KeyboardInterrupt: After Ctrl-C or SIGTERM, when a checkpoint is written.
+            UserError: When too many steps in a row were not finite.
+        """
+        config, state = self.config, self.state
+        model = self._build(config.precision, config.jit_compile == "true")
+        self.model, self.core = model, model.core
+        self._judge = self._make_judge()
+        checkpoints = Checkpoints(self.run.checkpoints, config.keep_checkpoints)
+        self.checkpoints = checkpoints
+        checkpoints.tidy()
+        self._restore(checkpoints)
+        if state.done:
+            return state
+        log = StepLog(
+            self.run.path / "metrics.jsonl",
+            config.log_steps,
+            state.step,
+            6 * matrix_parameters(self.core),
+            precision_tf.peak_flops(config.precision),
+        )
+        board = TensorBoard(self.run.path / "tensorboard")
+        if state.step == 0:
+            board.graph(self._judge)
+        loop = _Loop(self, log, board)
+        try:
+            with _signals(self):
+                while state.step < self.total_steps and not state.done:
+                    epoch, offset = divmod(state.step, self.plan.steps_per_epoch)
+                    rest = self.total_steps - state.step
+                    steps = min(self.plan.steps_per_epoch - offset, rest)
+                    model.fit(
+                        self._dataset(state.step, state.step + steps),
+                        initial_epoch=epoch,
+                        epochs=epoch + 1,
+                        steps_per_epoch=steps,
+                        callbacks=[loop],
+                        verbose=0,
+                    )
+                    if self.stopped_by is not None:
+                        break
+        finally:
+            loop.close()
+            board.close()
+        if self.stopped_by is not None:
+            path = self.save()
+            note(f"stopped at step {state.step}; checkpoint {path}")
+            raise KeyboardInterrupt
+        state.done = True
+        if state.best_score is None:
+            self._save_best()
+        self.save()
+        return state
+
+    def evaluate(self):
+        """The task's verdict on the validation data with the current weights."""
+        self._sync_judge()
+        return self.task.validate(self._judge, self.validation)
+
+    def save(self):
+        """Writes `step-NNNNNN` with everything that training goes on from."""
+        return self.checkpoints.save(
+            f"step-{self.state.step:06d}",
+            weights=weights_of(self.core),
+            training={n: v.numpy() for n, v in self._training_variables().items()},
+            state=vars(self.state),
+            config=self.task.to_config(),
+        )
+
+    def _save_best(self) -> None:
+        self._sync_judge()
+        self.checkpoints.save(
+            "best",
+            weights=weights_of(self._judge),
+            state=vars(self.state),
+            config=self.task.to_config(),
+        )
+
+    def dry_run(self) -> dict:
+        """Three timed steps: minutes an epoch, peak memory, padding share."""
+        choice = self.choose_precision()
+        trial = self._trial(choice.precision, choice.jit_compile)
+        epoch_minutes = trial.step_seconds * self.plan.steps_per_epoch / 60
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        return {
+            "precision": choice.precision,
+            "jit_compile": choice.jit_compile,
+            "steps_per_epoch": self.plan.steps_per_epoch,
+            "milliseconds_per_step": 1000 * trial.step_seconds,
+            "minutes_per_epoch": epoch_minutes,
+            "minutes_in_all": trial.step_seconds * self.total_steps / 60,
+            "peak_memory_gb": peak / 2**30,
+            "padding_share": self.plan.padding_share,
+        }
+
+    # The rest is how it is done.
+
+    def _build(self, precision: str, jit_compile: bool) -> TrainingModel:
+        config = self.config
+        # The same seed gives the same weights, masks and order, bit for bit.
+        keras.utils.set_random_seed(config.seed)
+        tf.config.experimental.enable_op_determinism()
+        scope = self.strategy.scope() if self.strategy else contextlib.nullcontext()
+        with scope:
+            core = self.task.build_model(precision)
+            self.prepare(core)
+            optimizer = adamw(
+                core.trainable_variables,
+                learning_rate=config.learning_rate,
+                total_steps=self.total_steps,
+                schedule=config.schedule,
+                warmup_ratio=config.warmup_ratio,
+                weight_decay=config.weight_decay,
+            )
+        return TrainingModel(
+            core,
+            self.task,
+            optimizer,
+            micro_batches=config.gradient_accumulation_steps,
+            clip_norm=config.clip_norm,
+            ema_decay=config.ema_decay,
+            jit_compile=jit_compile,
+            strategy=self.strategy,
+        )
+
+    def _dataset(self, start: int, stop: int):
+        batches = dataset(
+            self.train,
+            self.plan,
+            start_step=start,
+            stop_step=stop,
+            pad_values=self.task.pad_values(),
+        )
+        if self.strategy is None:
+            return batches
+        return self.strategy.distribute_datasets_from_function(
+            lambda context: batches.shard(
+                context.num_input_pipelines, context.input_pipeline_id
+            )
+        )
+
+    def _trial(self, precision: str, jit_compile: bool) -> precision_tf.Trial:
+        """A few steps of a fresh copy, on one batch of the commonest shape."""
+        model = self._build(precision, jit_compile)
+        model.make_train_function()
+        middle = self.plan.steps_per_epoch // 2
+        batch = list(self._dataset(middle, middle + 1))
+        stream = iter(lambda: batch[0], None)
+
+        def run() -> tuple[float, float]:
+            started = time.perf_counter()
+            logs = model.train_function(stream)
+            loss = float(logs["loss"])
+            return time.perf_counter() - started, loss
+
+        compile_seconds, _ = run()
+        times, losses = zip(*(run() for _ in range(4)), strict=True)
+        return precision_tf.Trial(float(np.median(times)), compile_seconds, losses[-1])
+
+    def _make_judge(self) -> keras.Model:
+        """The model that is evaluated: always float32, averaged weights if asked."""
+        plain = self.config.precision == "float32" and not self.config.ema_decay
+        if plain and self.strategy is None:
+            return self.core
+        return self.task.build_model("float32")
+
+    def _sync_judge(self) -> None:
+        if self._judge is self.core:
+            return
+        values = weights_of(self.core)
+        for variable, ema in zip(
+            self.core.trainable_variables, self.model.ema, strict=True
+        ):
+            if ema is not None:
+                values[variable.path] = ema.numpy()
+        set_weights(self._judge, values)
+
+    def _training_variables(self) -> dict:
+        """All variables but the weights: optimizer, random states, averages."""
+        weights = {id(v) for v in self.core.weights}
+        random = [v for v in self.core.variables if id(v) not in weights]
+        named = {
+            f"optimizer/{i}": v for i, v in enumerate(self.model.optimizer.variables)
+        }
+        named |= {f"random/{i}": v for i, v in enumerate(random)}
+        return {n: v.value for n, v in named.items()} | self.model.extra_variables
+
+    def _restore(self, checkpoints: Checkpoints) -> None:
+        path = next(checkpoints.good(), None)
+        if path is None:
+            return
+        weights, training, state = read(path)
+        set_weights(self.core, weights, path)
+        variables = self._training_variables()
+        if set(variables) != set(training):
+            raise UserError(
+                "the checkpoint does not fit these flags",
+                path,
+                "Start another run with another --output_dir",
+            )
+        for name, variable in variables.items():
+            variable.assign(training[name])
+        vars(self.state).update(state)
+        note(f"goes on from {path}")
+
+
+class _Loop(keras.callbacks.Callback):
+    """What happens between the steps."""
+
+    def __init__(self, trainer: Trainer, log: StepLog, board: TensorBoard):
+        super().__init__()
+        self.trainer, self.log, self.board = trainer, log, board
+        self.progress = Progress(trainer.total_steps, trainer.state.step)
+        self.saved = self.last = time.monotonic()
+        self.drawn = -PICTURES_SECONDS
+
+    def on_train_begin(self, logs=None):
+        self.log.restart_clock()
+
+    def on_train_batch_end(self, batch, logs=None):
+        trainer, state, config = self.trainer, self.trainer.state, self.trainer.config
+        state.step += 1
+        now = time.monotonic()
+        state.seconds, self.last = state.seconds + now - self.last, now
+        logs = {name: float(value) for name, value in logs.items()}
+        self._count_bad(logs, state, config)
+        row = self.log.step(state.step, logs, trainer.model.data_seconds)
+        self.progress.step(state.step)
+        if row is not None:
+            self.board.scalars(state.step, row, "train")
+            self.progress.row(row)
+        last = state.step == trainer.total_steps
+        if trainer.validation is not None and (
+            last or state.step % trainer.eval_steps == 0
+        ):
+            self._evaluate(state, config, last)
+            trainer.save()
+            self.saved = time.monotonic()
+        elif self.saved + 60 * config.save_minutes < now:
+            trainer.save()
+            self.saved = time.monotonic()
+        else:
+            return self._stop_if(trainer.stopped_by is not None)
+        self.log.restart_clock()
+        return self._stop_if(state.done or trainer.stopped_by is not None)
+
+    def close(self):
+        """Takes the progress bar away."""
+        self.progress.close()
+
+    def _stop_if(self, stop: bool) -> None:
+        if stop:
+            self.model.stop_training = True
+
+    def _count_bad(self, logs: dict, state: State, config) -> None:
+        if not logs["bad_step"]:
+            state.bad_in_row = 0
+            return
+        state.bad_in_row += 1
+        state.bad_steps += 1
+        self.progress.say(
+            f"step {state.step}: the gradient was not finite; the step was skipped"
+        )
+        if state.bad_in_row >= config.max_bad_steps:
+            raise UserError(
+                f"{state.bad_in_row} steps in a row were not finite",
+                f"step {state.step}",
+                "Try a smaller --learning_rate, a longer --warmup_ratio or "
+                "--precision float32",
+            )
+
+    def _evaluate(self, state: State, config, last: bool) -> None:
+        trainer, task = self.trainer, self.trainer.task
+        verdict = trainer.evaluate()
+        metrics, score = verdict.metrics, verdict.metrics[task.monitor]
+        better = state.best_score is None or (
+            score > state.best_score if task.maximize else score < state.best_score
+        )
+        state.validation = metrics
+        if better:
+            state.best_score, state.best_step, state.since_best = score, state.step, 0
+            trainer._save_best()
+        else:
+            state.since_best += 1
+            patience = config.patience
+            state.done = patience is not None and state.since_best >= patience
+        self.log.write({"step": state.step} | _prefixed(metrics))
+        self.board.scalars(state.step, metrics, "validation")
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        mark = "  (best)" if better else ""
+        epoch = state.step / trainer.plan.steps_per_epoch
+        self.progress.say(f"epoch {epoch:.3g}, step {state.step}: {shown}{mark}")
+        if state.done:
+            self.progress.say(f"no better score for {patience} evaluations: stopping")
+        if last or state.done or time.monotonic() - self.drawn > PICTURES_SECONDS:
+            self.drawn = time.monotonic()
+            self.board.images(state.step, verdict.pictures())
+            self.board.texts(state.step, verdict.texts())
+
+
+def _prefixed(metrics: dict) -> dict:
+    return {f"validation_{name}": value for name, value in metrics.items()}
+
+
+def _strategy(name: str) -> tf.distribute.Strategy | None:
+    if name == "mirrored":
+        return tf.distribute.MirroredStrategy()
+    if name == "multi_worker":
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    return None
+
+
+@contextlib.contextmanager
+def _signals(trainer: Trainer):
+    """Ctrl-C and SIGTERM end the run after the step at hand; a second one at once."""
+
+    def stop(number, frame):
+        if trainer.stopped_by is not None:
+            raise KeyboardInterrupt
+        trainer.stopped_by = number
+        warn("stopping after this step; once more stops at once")
+
+    before = {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # Only a program's main thread may set handlers.
+        with contextlib.suppress(ValueError):
+            before[number] = signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
