@@ -164,6 +164,13 @@ def test_rows_that_lean_on_each_other(tf, tmp_path):
     assert "row 1 alone changes place" in problems(tmp_path / "place")
 
 
+def test_scalar_inputs(tf, tmp_path):
+    spec = tf.TensorSpec([], tf.string, name="text")
+    function = tf.function(lambda text: {"y": text[None]}, input_signature=[spec])
+    tf.saved_model.save(tf.Module(), tmp_path, function)
+    assert "serving_default: text is not [N, …]" in problems(tmp_path)
+
+
 def test_refusals_are_warnings(tf, tmp_path):
     def strict(text):
         points = tf.strings.unicode_decode(text, "UTF-8", errors="strict")
@@ -183,7 +190,7 @@ def test_a_stuck_graph(tf, tmp_path):
 
     save(tf, forever, tmp_path)
     found = problems(tmp_path, timeout=5)
-    assert "100,000 letters as input: ABORTED" in found
+    assert "PROCESS_ENDED: 100,000 letters as input: no answer in 5 s" in found
 
 
 def test_server_ops_are_the_ones_given(shared):

@@ -42,14 +42,13 @@ _DTYPES = {
     23: "uint64",
 }  # fmt: skip
 _STRING, _TSTRING_BYTES = 7, 24
-_CODES = dict(
-    enumerate(
-        ["OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED",
-         "NOT_FOUND", "ALREADY_EXISTS", "PERMISSION_DENIED", "RESOURCE_EXHAUSTED",
-         "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED", "INTERNAL",
-         "UNAVAILABLE", "DATA_LOSS", "UNAUTHENTICATED"]
-    )
-)  # fmt: skip
+_CODES = [
+    "OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND",
+    "ALREADY_EXISTS", "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION",
+    "ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS",
+    "UNAUTHENTICATED",
+]  # fmt: skip
+GONE = "PROCESS_ENDED"
 
 
 class ModelError(RuntimeError):
@@ -57,7 +56,8 @@ class ModelError(RuntimeError):
 
     Args:
         message: One line.
-        code: TensorFlow's status code by name, `INVALID_ARGUMENT` and so on.
+        code: TensorFlow's status code by name, `INVALID_ARGUMENT` and so on, or
+            `PROCESS_ENDED` when the process that was asked is gone.
     """
 
     def __init__(self, message: str, code: str = "INVALID_ARGUMENT"):
@@ -444,6 +444,8 @@ class Process:
         timeout: float = 300,
     ):
         self.timeout = timeout
+        directory = version_directory(directory)
+        self.signatures = read_signatures(read_meta_graph(directory))
         environment = dict(os.environ)
         environment.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         if cpu:
@@ -467,15 +469,6 @@ class Process:
             raise
         self.load_seconds, self.notes = hello["load_seconds"], hello["notes"]
         self.modules = hello["modules"]
-        self.signatures = {
-            name: SignatureInfo(
-                *(
-                    {k: TensorInfo(t, d, s and tuple(s)) for k, (t, d, s) in x.items()}
-                    for x in sides
-                )
-            )
-            for name, sides in hello["signatures"].items()
-        }
         self.seconds = 0.0
 
     def run(self, signature: str, inputs: dict) -> dict[str, np.ndarray]:
@@ -521,14 +514,14 @@ class Process:
         timer = threading.Timer(self.timeout, self._process.kill)
         timer.start()
         line = self._process.stdout.readline()
+        late = not timer.is_alive()
         timer.cancel()
         if not line.endswith(b"\n"):
             status = self._process.wait()
             self._errors.seek(0)
-            tail = self._errors.read().decode("utf-8", "replace").strip()[-300:]
-            raise ModelError(
-                f"the process ended with status {status}: {tail}", "ABORTED"
-            )
+            said = self._errors.read().decode("utf-8", "replace")[-300:]
+            why = f"no answer in {self.timeout:g} s" if late else f"status {status}"
+            raise ModelError(" ".join(f"{why} {said}".split()), GONE)
         answer = json.loads(line)
         if "error" in answer:
             code, _, message = answer["error"].partition(": ")
@@ -554,16 +547,9 @@ def main(arguments: list[str] | None = None) -> int:
         write({"error": str(error)})
         return 2
     if len(paths) == 1:
-        sides = {
-            name: [
-                {k: dataclasses.astuple(v) for k, v in side.items()}
-                for side in (info.inputs, info.outputs)
-            ]
-            for name, info in model.signatures.items()
-        }
         modules = sorted({name.partition(".")[0] for name in sys.modules})
-        write({"signatures": sides, "load_seconds": model.load_seconds,
-               "notes": model.notes, "modules": modules})  # fmt: skip
+        seconds, notes = model.load_seconds, model.notes
+        write({"load_seconds": seconds, "notes": notes, "modules": modules})
     for line in sys.stdin.buffer:
         try:
             request = json.loads(line)

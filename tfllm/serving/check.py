@@ -201,22 +201,29 @@ def _check_answers(
         sample = record["samples"].get(name)
         if sample is None and record["samples"]:
             report.problems.append(f"{name}: no recorded sample")
-        ask = functools.partial(process.run, name)
+        if rigid := [
+            k for k, v in info.inputs.items() if (v.shape or (0,))[0] is not None
+        ]:
+            report.problems.append(
+                f"{name}: {', '.join(rigid)} is not [N, …]: a server with batching "
+                "cannot join requests"
+            )
+            continue
         inputs = sample["inputs"] if sample else _made_up(info)
         try:
+            ask = functools.partial(process.run, name)
             _check_signature(name, ask, inputs, sample, report)
-            if all(len(t.shape or ()) for t in info.inputs.values()):
-                _check_hostile(name, ask, info, inputs, report)
-                _measure(name, process, inputs, report, timing_seconds)
+            _check_hostile(name, ask, info, inputs, report)
+            _measure(name, process, inputs, report, timing_seconds)
         except c_api.ModelError as error:
             report.problems.append(f"{name}: {error}")
-            if error.code == "ABORTED":
-                return  # the process is gone
+            if error.code == c_api.GONE:
+                return
 
 
 def _check_signature(name, ask, inputs, sample, report: CheckReport) -> None:
     whole = ask(inputs)
-    count = _rows(inputs)
+    count = len(next(iter(inputs.values())))
     for key, recorded in (sample["outputs"] if sample else {}).items():
         if key not in whole:
             report.problems.append(f"{name}: output {key!r} was recorded and is gone")
@@ -227,7 +234,7 @@ def _check_signature(name, ask, inputs, sample, report: CheckReport) -> None:
                 f"{name}: {key} is not what was recorded: {difference}"
             )
     for key, value in whole.items():
-        if count is None or value.ndim == 0 or len(value) != count:
+        if value.ndim == 0 or len(value) != count:
             report.problems.append(
                 f"{name}: {key} has shape {value.shape} for {count} rows: a server "
                 "with batching cannot split it"
@@ -253,9 +260,10 @@ def _check_hostile(name, ask, info, inputs, report: CheckReport) -> None:
         try:
             answer = ask(first | {key: [text] for key in texts})
         except c_api.ModelError as error:
-            if error.code == "ABORTED":
-                report.problems.append(f"{name}: {words} as input: {error}")
-                raise
+            if error.code == c_api.GONE:
+                raise c_api.ModelError(
+                    f"{words} as input: {error}", error.code
+                ) from None
             refused.append(f"{words} ({error.code})")
             continue
         answered.append(text)
@@ -305,17 +313,11 @@ def _measure(name, process, inputs, report: CheckReport, seconds: float) -> None
         )
 
 
-def _rows(inputs: dict) -> int | None:
-    counts = {len(v) if isinstance(v, list) else None for v in inputs.values()}
-    return counts.pop() if len(counts) == 1 else None
-
-
 def _made_up(info: c_api.SignatureInfo) -> dict:
     """Inputs for a signature that nothing was recorded for: two rows of ones."""
     made = {}
     for name, tensor in info.inputs.items():
-        shape = [2 if i == 0 else 1 for i in range(len(tensor.shape or ()))]
-        shape = [d or s for d, s in zip(tensor.shape or (), shape, strict=True)]
+        shape = [2, *(size or 1 for size in tensor.shape[1:])]
         value = "a text" if tensor.dtype == "string" else tensor.dtype == "bool" or 1
         made[name] = np.full(shape, value, dtype=object).tolist()
     return made

@@ -138,7 +138,11 @@ def export(
         ValueError: A signature, its samples or its variables do not fit together.
     """
     signatures, about = list(signatures), dict(about or {})
-    if not name or not all(c.isalnum() or c in "-_." for c in name) or name[0] == ".":
+    if (
+        not name
+        or not all(c.isascii() and (c.isalnum() or c in "-_.") for c in name)
+        or name[0] == "."
+    ):
         raise UserError(
             f"{name!r} is no name for a model", None, "Use a-z, 0-9, - or _."
         )
