@@ -284,7 +284,8 @@ def _describe(report, name, records, lengths) -> None:
         edges = np.array(first["edges"])
     else:
         top = int(np.percentile(lengths, 99.5)) + 1
-        edges = np.linspace(0, top, min(top, 50) + 1).round(2)
+        edges = np.arange(0, top + 1, -(-top // 50))  # whole numbers, at most 51 bins
+        edges = np.append(edges, edges[-1] + -(-top // 50))
     # A long tail would flatten everything else: the last bin holds it.
     counts, _ = np.histogram(np.minimum(lengths, edges[-1]), edges)
     facts["length"] = {"unit": unit, "mean": round(float(lengths.mean()), 2)}

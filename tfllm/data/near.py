@@ -10,18 +10,18 @@ _BANDS, _BAND_ROWS = 10, 3
 def near_duplicates(texts: list[str], threshold: float = 0.8) -> np.ndarray:
     """Pairs of texts that share most of their character 4-grams.
 
-    MinHash signatures (Broder 1997) are compared in bands, and the candidates by their
-    true Jaccard similarity: nothing wrong is found, and of pairs at the threshold less
-    than one in 1,000 is missed. Texts under 8 characters are left out; of longer ones
-    the first 512 characters count.
+    MinHash signatures (Broder 1997) are compared in bands, each text with the first of
+    those it shares a band with, and candidates by their true Jaccard similarity. So
+    nothing wrong is found; of pairs at the threshold one in 1,000 is missed, and more
+    where hundreds of texts come from one template. Texts under 8 characters are left
+    out; of longer ones the first 512 characters count.
 
     Args:
         texts: n different texts.
         threshold: The least Jaccard similarity of the 4-grams.
 
     Returns:
-        int64 [pairs, 2], (earlier, later) indices, sorted. Of many alike texts, each is
-        paired with the first, not with all others.
+        int64 [pairs, 2], (earlier, later) indices, sorted.
     """
     chosen = np.array([i for i, t in enumerate(texts) if len(t) >= 8], np.int64)
     if len(chosen) < 2:

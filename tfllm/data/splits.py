@@ -1,0 +1,116 @@
+"""The three splits of a run, from files, or from sample data when there are none."""
+
+from dataclasses import dataclass, replace
+
+from tfllm.config import flag
+from tfllm.core.console import note
+from tfllm.core.errors import UserError
+from tfllm.core.files import sha256
+from tfllm.data import samples
+from tfllm.data.doctor import drop_duplicates, drop_leaked, text_key
+from tfllm.data.readers import Records, read
+
+# A split that has no file is held out from the training rows: this share of them, but
+# enough to choose a model by.
+SHARE, FEWEST, MOST_SHARE = 0.05, 400, 0.1
+
+
+@dataclass
+class DataFlags:
+    """Where labelled text comes from."""
+
+    train_file: list[str] = flag([], "training data: paths or globs, .gz as is")
+    validation_file: list[str] = flag(
+        [], "without it a part of the training rows is held out"
+    )
+    test_file: list[str] = flag(
+        [], "without it a part of the training rows is held out"
+    )
+    text_column: str | None = flag(None, "name or number; detected when absent")
+    pair_column: str | None = flag(None, "of the second text; detected when absent")
+    label_column: str | None = flag(None, "name or number; detected when absent")
+    max_train_samples: int | None = flag(None, "use so many training rows", minimum=1)
+    max_eval_samples: int | None = flag(
+        None, "use so many validation and test rows", minimum=1
+    )
+    drop_duplicates: bool = flag(False, "drop repeated training rows")
+    drop_leaked: bool = flag(
+        False, "drop training rows that stand in validation or test"
+    )
+
+
+def load_splits(flags: DataFlags, sample: str, seed: int = 0) -> dict[str, Records]:
+    """Reads `train`, `validation` and `test`, and says what was found.
+
+    Args:
+        flags: Files, columns and limits.
+        sample: Name of the sample data that stand in when no file is given.
+        seed: Of what is held out.
+
+    Raises:
+        UserError: For files that cannot be read (see `readers.read`).
+    """
+    if not flags.train_file:
+        if flags.validation_file or flags.test_file:
+            raise UserError("there is no --train_file for these files")
+        note(f"No --train_file: the sample data '{sample}' are used.")
+        splits = {k: Records(rows, sample) for k, rows in samples.load(sample).items()}
+        for name, records in splits.items():
+            content = repr([(row["text"], row["label"]) for row in records.rows])
+            file = {"path": f"{sample}/{name}", "sha256": sha256(content)}
+            records.files = [file | {"rows": len(records)}]
+    else:
+        splits = {}
+        for name in ("train", "validation", "test"):
+            if paths := getattr(flags, f"{name}_file"):
+                splits[name] = read(
+                    paths,
+                    text_column=flags.text_column,
+                    pair_column=flags.pair_column,
+                    label_column=flags.label_column,
+                    split=name,
+                )
+                note(f"{name}: {splits[name].description}")
+    if flags.drop_duplicates:
+        splits["train"] = drop_duplicates(splits["train"])
+    for name in ("test", "validation"):
+        if name not in splits:
+            splits["train"], splits[name] = hold_out(splits["train"], seed)
+            note(f"{name}: {len(splits[name]):,} rows held out from the training rows")
+    if flags.drop_leaked:
+        others = (splits["validation"], splits["test"])
+        splits["train"] = drop_leaked(splits["train"], others)
+    limits = {"train": flags.max_train_samples}
+    return {
+        name: take(splits[name], limits.get(name, flags.max_eval_samples))
+        for name in ("train", "validation", "test")
+    }
+
+
+def hold_out(records: Records, seed: int = 0) -> tuple[Records, Records]:
+    """Splits rows in two by a hash of their text: (the rest, what is held out).
+
+    A text and its repetitions fall on the same side, whatever their order, so that
+    nothing that is held out can be learned by heart.
+    """
+    size = len(records)
+    wanted = min(max(SHARE * size, FEWEST), MOST_SHARE * size)
+    share = int(wanted / max(size, 1) * 2**32)
+    chosen = [
+        int(sha256(f"{seed}\0{text_key(row)}")[:8], 16) < share for row in records.rows
+    ]
+    parts = (
+        [row for row, held in zip(records.rows, chosen, strict=True) if held == side]
+        for side in (False, True)
+    )
+    rest, held = (replace(records, rows=rows, bad=[]) for rows in parts)
+    return replace(rest, bad=records.bad), held
+
+
+def take(records: Records, limit: int | None) -> Records:
+    """At most `limit` rows, spread evenly over the file and always the same ones."""
+    size = len(records)
+    if limit is None or limit >= size:
+        return records
+    rows = [records.rows[i * size // limit] for i in range(limit)]
+    return replace(records, rows=rows)
