@@ -518,10 +518,11 @@ class Process:
         timer.cancel()
         if not line.endswith(b"\n"):
             status = self._process.wait()
+            if late:
+                raise ModelError(f"no answer in {self.timeout:g} s", GONE)
             self._errors.seek(0)
             said = self._errors.read().decode("utf-8", "replace")[-300:]
-            why = f"no answer in {self.timeout:g} s" if late else f"status {status}"
-            raise ModelError(" ".join(f"{why} {said}".split()), GONE)
+            raise ModelError(" ".join(f"status {status}: {said}".split()), GONE)
         answer = json.loads(line)
         if "error" in answer:
             code, _, message = answer["error"].partition(": ")

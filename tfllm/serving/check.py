@@ -261,9 +261,8 @@ def _check_hostile(name, ask, info, inputs, report: CheckReport) -> None:
             answer = ask(first | {key: [text] for key in texts})
         except c_api.ModelError as error:
             if error.code == c_api.GONE:
-                raise c_api.ModelError(
-                    f"{words} as input: {error}", error.code
-                ) from None
+                message = f"{words} as input: {str(error).partition(': ')[2]}"
+                raise c_api.ModelError(message, error.code) from None
             refused.append(f"{words} ({error.code})")
             continue
         answered.append(text)
