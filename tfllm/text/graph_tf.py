@@ -1,0 +1,786 @@
+"""The in-graph engine: the same ids from TensorFlow's own ops, for the server.
+
+How it works. All texts of a batch lie one after another in flat arrays of code points
+(`Chars`), and every step works on the whole of them at once. What looks sequential is
+made parallel:
+
+- a normalizer that looks at one character at a time is a table over code points;
+- where words begin follows from the classes of a character and its neighbours;
+- whole words are looked up as strings, and only the unknown ones are cut further;
+- all pieces that start at a position, of any length, are found at once (`Trie`);
+- which of them are used is a chain of jumps, followed by pointer doubling (`chain`).
+
+There is no state that a request can change, and no character with a meaning of its
+own is ever put into a text.
+"""
+
+import dataclasses
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import tensorflow as tf
+
+from tfllm.core.errors import UserError
+from tfllm.text import definition as defs
+from tfllm.text import probe
+from tfllm.text.cleaning import ANYWHERE, HTML_TAG, WHOLE_WORD, alternatives
+from tfllm.text.tokenizer import TRUNCATIONS, Tokenizer
+
+INT_MAX = 2**31 - 1
+
+
+@dataclasses.dataclass
+class Chars:
+    """Characters of all texts in a row.
+
+    Attributes:
+        codes: Code points, int32 `[T]`.
+        splits: Where each text starts and the last one ends, int32 `[N + 1]`.
+        start, end: The span of the original text behind each, int32 `[T]`, counted
+            from the start of the batch; None when nobody asked for offsets.
+        first: `splits` of the original texts.
+    """
+
+    codes: tf.Tensor
+    splits: tf.Tensor
+    start: tf.Tensor | None = None
+    end: tf.Tensor | None = None
+    first: tf.Tensor | None = None
+
+    @property
+    def size(self) -> tf.Tensor:
+        """T, a scalar."""
+        return tf.size(self.codes)
+
+    def keep(self, mask: tf.Tensor) -> "Chars":
+        """Only the characters where the mask holds."""
+        return self.take(tf.reshape(tf.where(mask), [-1]), counts_before(mask))
+
+    def take(self, index: tf.Tensor, before: tf.Tensor) -> "Chars":
+        """The characters at `index`; `before[i]`: how many of them come from < i."""
+        spans = (None, None)
+        if self.start is not None:
+            spans = tf.gather(self.start, index), tf.gather(self.end, index)
+        codes, splits = tf.gather(self.codes, index), tf.gather(before, self.splits)
+        return Chars(codes, splits, *spans, self.first)
+
+
+# -- small things on flat arrays -------------------------------------------------------
+
+
+def counts_before(mask: tf.Tensor) -> tf.Tensor:
+    """How many hold before each index: int32 `[T + 1]`."""
+    return tf.concat([[0], tf.cumsum(tf.cast(mask, tf.int32))], 0)
+
+
+def shifted(values: tf.Tensor, by: int, fill) -> tf.Tensor:
+    """`result[i] = values[i - by]`, `fill` where there is none."""
+    edge = tf.fill([tf.minimum(abs(by), tf.size(values))], tf.cast(fill, values.dtype))
+    if by > 0:
+        return tf.concat([edge, values[:-by]], 0)
+    return tf.concat([values[-by:], edge], 0)
+
+
+def marked(positions: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
+    """bool `[size]`, true at the positions (those equal to `size` are left out)."""
+    counts = tf.math.unsorted_segment_sum(tf.ones_like(positions), positions, size + 1)
+    return counts[:size] > 0
+
+
+def segment_ids(splits: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
+    """Which row each of `size` values is in, from row splits."""
+    ends = splits[1:]
+    ended = tf.math.unsorted_segment_sum(tf.ones_like(ends), ends, size + 1)
+    return tf.cumsum(ended)[:size]
+
+
+def next_true(mask: tf.Tensor) -> tf.Tensor:
+    """The first index >= i where the mask holds, else the size: int32 `[T]`."""
+    size = tf.size(mask)
+    at = tf.concat([tf.cast(tf.reshape(tf.where(mask), [-1]), tf.int32), [size]], 0)
+    return tf.gather(at, counts_before(mask)[:-1])
+
+
+def chain(seeds: tf.Tensor, jump: tf.Tensor) -> tf.Tensor:
+    """Everything reached from the seeds by jumps; bool `[T]`.
+
+    Pointer doubling: after k rounds all that lies within 2^k - 1 jumps is marked.
+
+    Args:
+        seeds: bool `[T]`.
+        jump: int32 `[T]`, from each index to the next one; T ends the chain.
+    """
+    size = tf.size(jump)
+    reached = tf.concat([tf.cast(seeds, tf.int32), [0]], 0)
+    jump = tf.concat([jump, [size]], 0)
+
+    def grow(reached, jump, _):
+        wide = tf.math.unsorted_segment_max(reached, jump, size + 1)
+        wide = tf.maximum(reached, wide)
+        wide = tf.concat([wide[:-1], [0]], 0)
+        return wide, tf.gather(jump, jump), tf.reduce_any(wide > reached)
+
+    reached, _, _ = tf.while_loop(
+        lambda reached, jump, more: more, grow, (reached, jump, tf.constant(True))
+    )
+    return reached[:-1] > 0
+
+
+# -- tables ------------------------------------------------------------------------------
+
+
+class CodeTable(tf.Module):
+    """A table over all code points in two levels: blocks of 128 are stored once."""
+
+    def __init__(self, values: np.ndarray):
+        super().__init__()
+        blocks, index = np.unique(values.reshape(-1, 128), axis=0, return_inverse=True)
+        self.blocks = tf.constant(blocks.reshape(-1), tf.int32)
+        self.index = tf.constant(index.reshape(-1) * 128, tf.int32)
+
+    def __call__(self, codes: tf.Tensor) -> tf.Tensor:
+        block = tf.gather(self.index, tf.bitwise.right_shift(codes, 7))
+        return tf.gather(self.blocks, block + tf.bitwise.bitwise_and(codes, 127))
+
+
+class StringTable(tf.Module):
+    """Strings to ids, -1 when there is none."""
+
+    def __init__(self, ids: dict[str, int]):
+        super().__init__()
+        keys = [key.encode() for key in ids] or [b"\xff"]
+        values = tf.constant(list(ids.values()) or [-1], tf.int32)
+        initializer = tf.lookup.KeyValueTensorInitializer(tf.constant(keys), values)
+        self.table = tf.lookup.StaticHashTable(initializer, -1)
+
+    def __call__(self, codes: tf.Tensor, splits: tf.Tensor) -> tf.Tensor:
+        """The ids of the words `codes[splits[i]:splits[i + 1]]`."""
+        words = tf.raw_ops.UnicodeEncode(
+            input_values=codes, input_splits=splits, output_encoding="UTF-8"
+        )
+        return self.table.lookup(words)
+
+
+class IntTable(tf.Module):
+    """int64 keys to int32, -1 when there is none."""
+
+    def __init__(self, keys, values):
+        super().__init__()
+        keys, values = tf.constant(keys, tf.int64), tf.constant(values, tf.int32)
+        initializer = tf.lookup.KeyValueTensorInitializer(keys, values)
+        self.table = tf.lookup.StaticHashTable(initializer, -1)
+
+    def __call__(self, keys: tf.Tensor) -> tf.Tensor:
+        return self.table.lookup(keys)
+
+
+class Trie(tf.Module):
+    """Finds, at every position, all the strings of a set that start there.
+
+    A trie is walked at all depths at once: a hash of the first l characters guesses
+    the node at depth l, and the guess is right if the node's parent is the node found
+    at depth l - 1 and its last character is the one in the text. So the answer is
+    exact, whatever the hash.
+
+    Args:
+        values: String (as a tuple of code points) to value, for each root.
+    """
+
+    def __init__(self, *values: dict[tuple[int, ...], int]):
+        super().__init__()
+        roots = len(values)
+        self.depth = max((len(key) for root in values for key in root), default=1)
+        random = np.random.RandomState(2)
+        powers = random.randint(-(2**63), 2**63 - 1, self.depth, np.int64) | 1
+        self.seeds = random.randint(-(2**63), 2**63 - 1, roots, np.int64)
+        nodes = {}  # (root, prefix) -> node; node r is the root r
+        parents, chars, node_values = [-1] * roots, [-1] * roots, [-1] * roots
+        for root, keys in enumerate(values):
+            for key, value in keys.items():
+                parent = root
+                for length in range(1, len(key) + 1):
+                    node = nodes.setdefault((root, key[:length]), len(parents))
+                    if node == len(parents):
+                        parents.append(parent)
+                        chars.append(key[length - 1])
+                        node_values.append(-1)
+                    parent = node
+                node_values[parent] = value
+        hashes = np.empty(len(nodes), np.int64)
+        with np.errstate(over="ignore"):
+            for i, (root, prefix) in enumerate(nodes):
+                terms = (np.array(prefix, np.int64) + 1) * powers[: len(prefix)]
+                hashes[i] = self.seeds[root] + terms.sum(dtype=np.int64)
+        if len(np.unique(hashes)) != len(hashes):  # never seen; 64 bits are many
+            raise ValueError("two nodes with one hash")
+        self.table = IntTable(hashes, list(nodes.values()))
+        self.powers = tf.constant(powers)
+        self.seeds = tf.constant(self.seeds)
+        # Parent and last character in one number: one comparison checks both.
+        links = np.array(parents, np.int64) * 2**22 + np.array(chars, np.int64)
+        self.links = tf.constant(links)
+        self.values = tf.constant(node_values, tf.int32)
+
+    def __call__(self, codes, positions, ends, roots=None) -> tf.Tensor:
+        """The values found: int32 `[P, depth]`, column l - 1 for length l, else -1.
+
+        Args:
+            codes: int32 `[T]`.
+            positions: int32 `[P]`.
+            ends: int32 `[P]`, what is at or after it does not belong to the word.
+            roots: int32 `[P]`, which set is asked for; the first when None.
+        """
+        window = positions[:, None] + tf.range(self.depth)[None]
+        inside = window < ends[:, None]
+        last = tf.maximum(tf.size(codes) - 1, 0)
+        padded = tf.concat([codes, [0]], 0)
+        chars = tf.cast(tf.gather(padded, tf.minimum(window, last)), tf.int64)
+        root = tf.zeros_like(positions) if roots is None else roots
+        hashed = tf.cumsum((chars + 1) * self.powers, axis=1)
+        nodes = self.table(hashed + tf.gather(self.seeds, root)[:, None])
+        above = tf.cast(tf.concat([root[:, None], nodes[:, :-1]], 1), tf.int64)
+        links = tf.gather(self.links, tf.maximum(nodes, 0))
+        right = (nodes >= 0) & inside & tf.equal(links, above * 2**22 + chars)
+        whole = tf.math.cumprod(tf.cast(right, tf.int32), axis=1)
+        return tf.where(whole > 0, tf.gather(self.values, tf.maximum(nodes, 0)), -1)
+
+
+def code_tuple(text: str) -> tuple[int, ...]:
+    """A string as a key of a `Trie`."""
+    return tuple(map(ord, text))
+
+
+# -- normalizers ---------------------------------------------------------------------------
+
+
+class CharMap(tf.Module):
+    """Replaces each code point by none, one or several others."""
+
+    def __init__(self, changed: dict[int, tuple[int, ...]]):
+        super().__init__()
+        self.single = all(len(to) == 1 for to in changed.values())
+        # A record: how many, and what to add to the code or where the codes stand.
+        records, flat, index = {(1, 0): 0}, [], np.zeros(probe.NUM_CODES, np.int32)
+        for code, to in changed.items():
+            if len(to) > 1:
+                record = (len(to), len(flat))
+                flat.extend(to)
+            else:
+                record = (len(to), to[0] - code if to else 0)
+            index[code] = records.setdefault(record, len(records))
+        self.record = CodeTable(index)
+        self.lengths = tf.constant([length for length, _ in records], tf.int32)
+        self.shifts = tf.constant([shift for _, shift in records], tf.int32)
+        self.flat = tf.constant(flat or [0], tf.int32)
+
+    def __call__(self, chars: Chars) -> Chars:
+        record = self.record(chars.codes)
+        shift = tf.gather(self.shifts, record)
+        if self.single:
+            return dataclasses.replace(chars, codes=chars.codes + shift)
+        lengths = tf.gather(self.lengths, record)
+
+        def one_to_one():
+            return chars.codes + shift, tf.range(chars.size), tf.range(chars.size + 1)
+
+        def expanded():
+            # One op yields index and place in it: value = index * 32 + place.
+            at = tf.range(chars.size) * 32
+            spread = tf.raw_ops.RaggedRange(
+                starts=at, limits=at + lengths, deltas=1, Tsplits=tf.int32
+            )
+            index = tf.bitwise.right_shift(spread.rt_dense_values, 5)
+            place = tf.bitwise.bitwise_and(spread.rt_dense_values, 31)
+            offset, several = tf.gather(shift, index), tf.gather(lengths, index) > 1
+            flat = tf.gather(self.flat, tf.where(several, offset + place, 0))
+            codes = tf.where(several, flat, tf.gather(chars.codes, index) + offset)
+            return codes, index, spread.rt_nested_splits
+
+        same = tf.reduce_all(tf.equal(lengths, 1))
+        codes, index, before = tf.cond(same, one_to_one, expanded)
+        return dataclasses.replace(chars.take(index, before), codes=codes)
+
+
+def normalizer(definition: dict, bert: bool) -> list:
+    """The normalizer of a definition as a list of functions from Chars to Chars."""
+    functions, simple = [], []
+
+    def flush():
+        if simple:
+            functions.append(CharMap(probe.mapped(json.dumps(simple))))
+            simple.clear()
+
+    for step in defs.normalizers(definition):
+        pattern = step.get("pattern", {})
+        regex = pattern.get("Regex", "")
+        if step["type"] == "BertNormalizer" and bert:
+            # Spaces around Chinese characters are left to the pre-tokenizer.
+            simple.append(step | {"handle_chinese_chars": False})
+        elif step["type"] in ("Lowercase", "StripAccents", "Nmt", *defs.FORMS):
+            simple.append(step)
+        elif len(pattern.get("String", "")) == 1 or is_one_class(regex):
+            simple.append(step)
+        elif regex in (defs.APOSTROPHE, defs.WORD_ENDS):
+            continue  # the pre-tokenizer of words does it
+        else:
+            flush()
+            raise UserError(f"normalizer {json.dumps(step)} is not known to the graph")
+    flush()
+    return functions
+
+
+def is_one_class(pattern: str) -> bool:
+    """Whether a regular expression is `[...]`, that is, matches one character."""
+    return pattern.startswith("[") and pattern.find("]") == len(pattern) - 1 > 0
+
+
+# -- from characters to tokens -------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Tokens:
+    """Token ids of all texts in a row.
+
+    Attributes:
+        ids: int32 `[M]`.
+        splits: int32 `[N + 1]`.
+        start, end, first: As in `Chars`, or None.
+    """
+
+    ids: tf.Tensor
+    splits: tf.Tensor
+    start: tf.Tensor | None = None
+    end: tf.Tensor | None = None
+    first: tf.Tensor | None = None
+
+
+def tokens_at(chars: Chars, starts: tf.Tensor, ends: tf.Tensor, ids) -> Tokens:
+    """Tokens from where they start.
+
+    Args:
+        chars: The characters, `[T]`.
+        starts: bool `[T]`.
+        ends: int32 `[M]`, the index of each token's last character.
+        ids: int32 `[M]`.
+    """
+    splits = tf.gather(counts_before(starts), chars.splits)
+    if chars.start is None:
+        return Tokens(ids, splits)
+    index = tf.reshape(tf.where(starts), [-1])
+    return Tokens(
+        ids, splits, tf.gather(chars.start, index), tf.gather(chars.end, ends)
+    )
+
+
+class Characters(tf.Module):
+    """A token a character."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        super().__init__()
+        table = np.full(probe.NUM_CODES, tokenizer.unk_id, np.int32)
+        for token, token_id in tokenizer.definition["model"]["vocab"].items():
+            if len(token) == 1:
+                table[ord(token)] = token_id
+        self.table = CodeTable(table)
+
+    def __call__(self, chars: Chars) -> Tokens:
+        return Tokens(self.table(chars.codes), chars.splits, chars.start, chars.end)
+
+
+class Words(tf.Module):
+    """Whole words; scripts without spaces by the most probable path."""
+
+    SPACE, SPACED, UNSPACED, OTHER, APOSTROPHE = range(5)
+
+    def __init__(self, tokenizer: Tokenizer):
+        super().__init__()
+        model = tokenizer.definition["model"]
+        classes = np.full(probe.NUM_CODES, self.OTHER, np.int32)
+        classes[probe.in_class(r"\s")] = self.SPACE
+        classes[probe.in_class(defs.SPACED)] = self.SPACED
+        classes[probe.in_class(f"[{defs.UNSPACED}]")] = self.UNSPACED
+        classes[[ord("'"), 0x2019]] = self.APOSTROPHE
+        self.classes = CodeTable(classes)
+        self.unk_id = tokenizer.unk_id
+        special, ids = tokenizer.special_ids, tokenizer.definition_ids
+        kept = {t: i for t, i in ids.items() if i not in special}
+        self.lattice = None
+        if model["type"] == "Unigram":
+            scores = {t: s for t, s in model["vocab"] if kept.get(t) is not None}
+            unspaced = {t for t in kept if classes[ord(t[0])] == self.UNSPACED}
+            lowest = min(score for _, score in model["vocab"])
+            self.lattice = Lattice(
+                {t: (kept[t], scores[t]) for t in kept if t in unspaced},
+                self.unk_id,
+                lowest - 10.0,
+            )
+            kept = {
+                t[1:-1] if len(t) > 2 and t[0] == t[-1] == defs.MARK else t: i
+                for t, i in kept.items()
+                if t not in unspaced
+            }
+        self.words = StringTable(kept)
+
+    def __call__(self, chars: Chars) -> Tokens:
+        kinds = self.classes(chars.codes)
+        # An apostrophe between two letters is a letter (of the same text).
+        row_start = marked(chars.splits, chars.size)
+        spaced = tf.equal(kinds, self.SPACED)
+        between = shifted(spaced, 1, False) & shifted(spaced, -1, False)
+        between &= ~(row_start | shifted(row_start, -1, True))
+        inner = tf.equal(kinds, self.APOSTROPHE) & between
+        codes = tf.where(inner, ord(defs.LETTER_APOSTROPHE), chars.codes)
+        kinds = tf.where(inner, self.SPACED, kinds)
+        chars = dataclasses.replace(chars, codes=codes)
+        solid = tf.not_equal(kinds, self.SPACE)
+        before = tf.where(row_start, -1, shifted(kinds, 1, -1))
+        run = tf.equal(kinds, before) & tf.equal(kinds, self.SPACED)
+        starts = tf.boolean_mask(solid & ~run, solid)
+        if self.lattice is not None:
+            row_start = tf.boolean_mask(~tf.equal(kinds, before), solid)
+        chars = chars.keep(solid)
+        if self.lattice is None:
+            return self.looked_up(chars, starts)
+        kinds = tf.boolean_mask(kinds, solid)
+        unspaced = tf.equal(kinds, self.UNSPACED)
+        starts, paths = self.lattice(chars, starts, unspaced, row_start)
+        return self.looked_up(chars, starts, paths)
+
+    def looked_up(self, chars: Chars, starts, paths=None) -> Tokens:
+        """Ids of words; `paths [T]` holds ids that are known already, else -1."""
+        index = tf.cast(tf.reshape(tf.where(starts), [-1]), tf.int32)
+        splits = tf.concat([index, [chars.size]], 0)
+        ids = self.words(chars.codes, splits)
+        ids = tf.where(ids < 0, self.unk_id, ids)
+        if paths is not None:
+            known = tf.gather(paths, index)
+            ids = tf.where(known < 0, ids, known)
+        return tokens_at(chars, starts, splits[1:] - 1, ids)
+
+
+class Lattice(tf.Module):
+    """The most probable path through scored pieces (Viterbi), as `Unigram` finds it.
+
+    Scores are such that sums of them are exact (`definition.complete`), so the order
+    of adding does not matter. Among equal paths the longer last piece wins.
+
+    Args:
+        pieces: Piece to (id, score).
+        unk_id: What a character without a piece becomes; several in a row are one.
+        unk_score: The score of such a character.
+    """
+
+    def __init__(self, pieces: dict[str, tuple[int, float]], unk_id, unk_score):
+        super().__init__()
+        ordered = sorted(pieces)
+        self.trie = Trie({code_tuple(p): i for i, p in enumerate(ordered)})
+        self.ids = tf.constant([*(pieces[p][0] for p in ordered), unk_id], tf.int32)
+        scores = [*(pieces[p][1] for p in ordered), unk_score]
+        self.scores = tf.constant(scores, tf.float64)
+        self.unknown = len(ordered)
+        self.unk_id = unk_id
+
+    def __call__(self, chars: Chars, starts, inside, run_start):
+        """Cuts the runs of characters that are `inside`.
+
+        Args:
+            chars: The characters `[T]`.
+            starts: bool `[T]`, tokens known so far; those inside are made anew.
+            inside: bool `[T]`, what is to be cut.
+            run_start: bool `[T]`, where a path starts.
+
+        Returns:
+            The new starts, and int32 `[T]`: the id of the token that starts there, or
+            -1 where it is not inside.
+        """
+        index = tf.cast(tf.reshape(tf.where(inside), [-1]), tf.int32)
+        size = tf.size(index)
+
+        def cut():
+            codes = tf.gather(chars.codes, index)
+            first = tf.gather(run_start, index) | tf.not_equal(
+                index, shifted(index, 1, -2) + 1
+            )
+            token, piece = self.paths(codes, first)
+            at = index[:, None]
+            paths = tf.fill([chars.size], -1)
+            paths = tf.tensor_scatter_nd_update(paths, at, tf.where(token, piece, -1))
+            return tf.tensor_scatter_nd_update(starts, at, token), paths
+
+        return tf.cond(size > 0, cut, lambda: (starts, tf.fill([chars.size], -1)))
+
+    def paths(self, codes, first):
+        """Where tokens start in runs of codes, and their ids: bool, int32 `[P]`."""
+        size, depth = tf.size(codes), self.trie.depth
+        every = tf.range(size)
+        run_end = tf.concat([next_true(first)[1:], [size]], 0)
+        found = self.trie(codes, every, run_end)
+        alone = tf.where(found[:, :1] < 0, self.unknown, found[:, :1])
+        found = tf.concat([alone, found[:, 1:]], 1)
+        never = tf.constant(-np.inf, tf.float64)
+        score = tf.gather(self.scores, tf.maximum(found, 0))
+        score = tf.where(found < 0, never, score)
+        # Nothing spans a cut: between cuts the paths are found side by side.
+        lengths = tf.range(1, depth + 1)
+        longest = tf.reduce_max(tf.where(found < 0, 0, lengths), 1)
+        back = every[:, None] - tf.range(1, depth)[None]
+        spans = tf.gather(longest, tf.maximum(back, 0)) > tf.range(1, depth)
+        crossed = tf.reduce_any(spans & (back >= 0), 1)
+        segment = tf.reshape(tf.where(~crossed), [-1])
+        segment = tf.cast(segment, tf.int32)
+        length = tf.concat([segment[1:], [size]], 0) - segment
+        # By end: column j is the piece of length depth - j, so that the first best
+        # one is the longest.
+        origin = every[:, None] - tf.range(depth - 1, -1, -1)[None]
+        flat = tf.maximum(origin, 0) * depth + tf.range(depth - 1, -1, -1)
+        by_end = tf.gather(tf.reshape(score, [-1]), flat)
+        by_end = tf.where(origin >= 0, by_end, never)
+        order = tf.argsort(-length, stable=True)
+        segment, length = tf.gather(segment, order), tf.gather(length, order)
+
+        def step(t, best, jump):
+            active = tf.reduce_sum(tf.cast(length > t, tf.int32))
+            at = segment[:active] + t
+            sums = best[:active] + tf.gather(by_end, at)
+            column = tf.argmax(sums, 1, output_type=tf.int32)
+            newest = tf.reduce_max(sums, 1, keepdims=True)
+            best = tf.concat([best[:active, 1:], newest], 1)
+            jump = jump.write(t, tf.stack([at, column], 1))
+            return t + 1, best, jump
+
+        count = tf.size(segment)
+        nothing = tf.fill([count, depth - 1], never)
+        best = tf.concat([nothing, tf.zeros([count, 1], tf.float64)], 1)
+        steps = tf.reduce_max(tf.concat([length, [0]], 0))
+        columns = tf.TensorArray(
+            tf.int32, steps, infer_shape=False, element_shape=[None, 2]
+        )
+        _, _, columns = tf.while_loop(
+            lambda t, best, columns: t < steps,
+            step,
+            (0, best, columns),
+            shape_invariants=(
+                tf.TensorShape([]),
+                tf.TensorShape([None, None]),
+                None,
+            ),
+        )
+        pairs = columns.concat()
+        column = tf.scatter_nd(pairs[:, :1], pairs[:, 1], [size])
+        chosen = depth - column  # length of the best piece that ends here
+        # Backwards over ends: mirror the indices, so that a jump goes up.
+        mirror = tf.reverse(every - chosen, [0])
+        jump = tf.where(mirror < 0, size, size - 1 - mirror)
+        seeds = tf.reverse(tf.gather(tf.concat([~crossed, [True]], 0), every + 1), [0])
+        is_end = tf.reverse(chain(seeds, jump), [0])
+        ends = tf.cast(tf.reshape(tf.where(is_end), [-1]), tf.int32)
+        begins = ends - tf.gather(chosen, ends) + 1
+        ids = tf.gather_nd(found, tf.stack([begins, ends - begins], 1))
+        ids = tf.gather(self.ids, ids)
+        token = marked(begins, size)
+        piece = tf.scatter_nd(begins[:, None], ids, [size])
+        # Several unknown characters in a row are one token.
+        unknown = tf.equal(piece, self.unk_id) & token
+        again = unknown & shifted(unknown, 1, False) & ~first
+        return token & ~again, piece
+
+
+# -- the tokenizer ---------------------------------------------------------------------------
+
+
+class GraphTokenizer(tf.Module):
+    """A `Tokenizer` as TensorFlow ops; equal ids for every text.
+
+    Texts are bytes; what is not UTF-8 in them is read as U+FFFD, as Python's
+    `decode(errors="replace")` does.
+
+    Args:
+        tokenizer: The definition.
+
+    Raises:
+        UserError: The definition holds a part that has no equal in the graph.
+    """
+
+    def __init__(self, tokenizer: Tokenizer):
+        super().__init__(name="tokenizer")
+        self._tokenizer = SimpleNamespace(it=tokenizer)
+        self._functions = SimpleNamespace(cache={})
+        with tf.init_scope():
+            self.normalizer = normalizer(tokenizer.definition, bert=True)
+            models = {"characters": Characters, "words": Words}
+            self.model = models[tokenizer.kind](tokenizer)
+            pieces = tokenizer.pieces
+            self.pieces = tf.constant(pieces.texts)
+            self.glue = tf.constant([pieces.glue_left, pieces.glue_right])
+            skipped = np.zeros(tokenizer.vocabulary_size, bool)
+            skipped[list(tokenizer.special_ids)] = True
+            self.skipped = tf.constant(skipped)
+
+    def encode(self, texts, add_special_tokens=False, max_length=None):
+        """Texts (string `[N]`) to ids: int32 ragged `[N, None]`.
+
+        Args as in `Tokenizer.encode`.
+        """
+        tokenizer = self._tokenizer.it
+        template = tokenizer.single
+        if add_special_tokens:
+            max_length = tokenizer.budget(template, max_length)
+
+        def run(texts):
+            tokens = self._cut(self._tokens(texts), max_length)
+            if not add_special_tokens:
+                return ragged(tokens.ids, tokens.splits)
+            return self._joined(template, [tokens])[0]
+
+        return self._run(("encode", add_special_tokens, max_length), run, texts)
+
+    def encode_pairs(self, first, second, max_length=None, truncation="longest_first"):
+        """Pairs of texts (string `[N]` each) to ids and segment ids, both ragged.
+
+        Args as in `Tokenizer.encode_pairs`.
+        """
+        tokenizer = self._tokenizer.it
+        if truncation not in TRUNCATIONS:
+            raise UserError(f"unknown truncation '{truncation}'")
+        budget = tokenizer.budget(tokenizer.pair, max_length)
+
+        def run(first, second):
+            a, b = self._tokens(first), self._tokens(second)
+            if budget is not None:
+                size_a, size_b = (
+                    a.splits[1:] - a.splits[:-1],
+                    b.splits[1:] - b.splits[:-1],
+                )
+                size_a, size_b = pair_lengths(size_a, size_b, budget, truncation)
+                a, b = self._cut(a, size_a), self._cut(b, size_b)
+            return self._joined(tokenizer.pair, [a, b])
+
+        return self._run(("pairs", max_length, truncation), run, first, second)
+
+    def encode_with_offsets(self, texts):
+        """Ids, starts and ends (in code points of the text), int32 ragged `[N, None]`."""
+
+        def run(texts):
+            tokens = self._tokens(texts, offsets=True)
+            row = segment_ids(tokens.splits, tf.size(tokens.ids))
+            base = tf.gather(tokens.first, row)
+            return tuple(
+                ragged(values, tokens.splits)
+                for values in (tokens.ids, tokens.start - base, tokens.end - base)
+            )
+
+        return self._run(("offsets",), run, texts)
+
+    def decode(self, ids, skip_special_tokens=True):
+        """Ids (int `[N, T]`, ragged or dense) to texts, string `[N]`."""
+
+        def run(ids, splits):
+            ids = tf.cast(ids, tf.int32)
+            count, rows = tf.shape(self.skipped)[0], tf.size(splits) - 1
+            known = (ids >= 0) & (ids < count)
+            if skip_special_tokens:
+                known &= ~tf.gather(self.skipped, tf.where(known, ids, 0))
+            row = tf.boolean_mask(segment_ids(splits, tf.size(ids)), known)
+            ids = tf.boolean_mask(ids, known)
+            glue = tf.gather(self.glue, ids, axis=1)
+            same_row = tf.equal(row, shifted(row, 1, -1))
+            tight = glue[0] | shifted(glue[1], 1, True) | ~same_row
+            parts = tf.gather(self.pieces, ids)
+            parts = tf.where(tight, parts, tf.strings.join([" ", parts]))
+            texts = tf.strings.unsorted_segment_join(parts, row, rows)
+            if self._tokenizer.it.pieces.strip_start:
+                space = tf.equal(tf.strings.substr(texts, 0, 1), " ")
+                texts = tf.where(space, tf.strings.substr(texts, 1, INT_MAX), texts)
+            return tf.strings.unicode_transcode(texts, "UTF-8", "UTF-8")
+
+        if not isinstance(ids, tf.RaggedTensor):
+            ids = tf.RaggedTensor.from_tensor(ids)
+        splits = tf.cast(ids.row_splits, tf.int32)
+        return self._run(("decode", skip_special_tokens), run, ids.values, splits)
+
+    # -- inside ----------------------------------------------------------------------------
+
+    def _run(self, key, function, *arguments):
+        """Inside a function its ops; else a function of our own, traced only once."""
+        arguments = [tf.convert_to_tensor(argument) for argument in arguments]
+        if not tf.executing_eagerly():
+            return function(*arguments)
+        if key not in self._functions.cache:
+            signature = [tf.TensorSpec([None], a.dtype) for a in arguments]
+            made = tf.function(function, input_signature=signature, autograph=False)
+            self._functions.cache[key] = made
+        return self._functions.cache[key](*arguments)
+
+    def _tokens(self, texts, offsets=False) -> Tokens:
+        decoded = tf.raw_ops.UnicodeDecode(
+            input=texts, input_encoding="UTF-8", errors="replace",
+            replacement_char=0xFFFD, Tsplits=tf.int32,
+        )  # fmt: skip
+        chars = Chars(decoded.char_values, decoded.row_splits)
+        if offsets:
+            start = tf.range(chars.size)
+            chars = Chars(chars.codes, chars.splits, start, start + 1, chars.splits)
+        for step in self.normalizer:
+            chars = step(chars)
+        tokens = self.model(chars)
+        tokens.first = chars.first
+        return tokens
+
+    def _cut(self, tokens: Tokens, lengths) -> Tokens:
+        """At most so many tokens of each text (a number, or int32 `[N]`)."""
+        if lengths is None:
+            return tokens
+        row = segment_ids(tokens.splits, tf.size(tokens.ids))
+        place = tf.range(tf.size(tokens.ids)) - tf.gather(tokens.splits, row)
+        limit = lengths if isinstance(lengths, int) else tf.gather(lengths, row)
+        kept = place < limit
+        splits = tf.gather(counts_before(kept), tokens.splits)
+        return Tokens(tf.boolean_mask(tokens.ids, kept), splits)
+
+    def _joined(self, template: "defs.Template", texts: list[Tokens]):
+        """Texts put into a template: ids and segment ids, ragged."""
+        rows = tf.size(texts[0].splits) - 1
+        sizes = {
+            name: tokens.splits[1:] - tokens.splits[:-1]
+            for name, tokens in zip("AB", texts, strict=False)
+        }
+        total = tf.fill([rows], template.added) + sum(sizes.values())
+        splits = tf.concat([[0], tf.cumsum(total)], 0)
+        place, index, ids, segments = splits[:-1], [], [], []
+        for item, segment in template.items:
+            if isinstance(item, int):
+                index.append(place)
+                ids.append(tf.fill([rows], item))
+                place += 1
+            else:
+                tokens = texts["AB".index(item)]
+                count = tf.size(tokens.ids)
+                shift = tf.gather(
+                    place - tokens.splits[:-1], segment_ids(tokens.splits, count)
+                )
+                index.append(tf.range(count) + shift)
+                ids.append(tokens.ids)
+                place += sizes[item]
+            segments.append(tf.fill(tf.shape(index[-1]), segment))
+        index = tf.concat(index, 0)[:, None]
+        both = tf.stack([tf.concat(ids, 0), tf.concat(segments, 0)], 1)
+        both = tf.scatter_nd(index, both, tf.stack([splits[-1], 2]))
+        return ragged(both[:, 0], splits), ragged(both[:, 1], splits)
+
+
+def pair_lengths(a, b, budget: int, truncation: str):
+    """`tokenizer.pair_lengths` for tensors of lengths."""
+    if truncation == "only_first":
+        return tf.maximum(0, tf.minimum(a, budget - b)), tf.minimum(b, budget)
+    if truncation == "only_second":
+        return tf.minimum(a, budget), tf.maximum(0, tf.minimum(b, budget - a))
+    short = tf.minimum(tf.minimum(a, b), budget // 2)
+    long = tf.minimum(tf.maximum(a, b), budget - short)
+    return tf.where(a > b, long, short), tf.where(a > b, short, long)
+
+
+def ragged(values: tf.Tensor, splits: tf.Tensor) -> tf.RaggedTensor:
+    """A ragged tensor from int32 splits that are known to be right."""
+    splits = tf.cast(splits, tf.int64)
+    return tf.RaggedTensor.from_row_splits(values, splits, validate=False)

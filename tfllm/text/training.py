@@ -1,0 +1,320 @@
+"""Learning a vocabulary from text."""
+
+import gzip
+import math
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from tfllm.core.console import progress as progress_bar
+from tfllm.core.errors import UserError, did_you_mean
+from tfllm.text import definition as defs
+from tfllm.text.cleaning import (
+    Cleaning,
+    normalizer_from_json,
+    replacement,
+)
+from tfllm.text.tokenizer import Tokenizer, whole_text
+
+KINDS = ("characters", "words", "wordpiece", "bpe", "unigram")
+BERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+SPECIAL = ("<pad>", "<unk>", "<s>", "</s>", "<mask>")
+
+
+def train(
+    texts: Iterable[str | Path] | Path,
+    kind: str,
+    vocabulary_size: int,
+    *,
+    min_frequency: int = 1,
+    cleaning: Cleaning | None = None,
+    lowercase: bool | None = None,
+    special_tokens: Iterable[str] | None = None,
+    dictionary: str | Path | Mapping[str, float] | None = None,
+    progress: bool = False,
+) -> Tokenizer:
+    """Learns a tokenizer; the same texts give the same one.
+
+    Args:
+        texts: Strings; a `Path` among them (or alone) is a file with a text a line,
+            gzip or not.
+        kind: `characters`, `words`, `wordpiece`, `bpe` (on bytes) or `unigram`.
+        vocabulary_size: The largest number of tokens, special ones included.
+        min_frequency: How often a token must occur.
+        cleaning: Done to every text before; None for what the kind is used to
+            (wordpiece: BERT's; unigram: NFKC; the others: nothing).
+        lowercase: Folds capitals; overrides `cleaning`.
+        special_tokens: All of them, by id; pad first, unk second.
+        dictionary: For `words`: a file in jieba's format or `{word: frequency}`, by
+            which Chinese is cut; learned from the texts when None.
+        progress: Whether to show how far it is.
+
+    Raises:
+        UserError: Unknown kind, no text, or a size that cannot be reached.
+    """
+    if kind not in KINDS:
+        raise UserError(
+            f"unknown kind of tokenizer '{kind}'",
+            fix=did_you_mean(kind, KINDS) or f"It is one of {', '.join(KINDS)}.",
+        )
+    special = BERT_SPECIAL if kind == "wordpiece" else SPECIAL
+    special = list(special if special_tokens is None else special_tokens)
+    if len(set(special)) < len(special) or vocabulary_size <= len(special):
+        raise UserError(
+            f"{len(special)} special tokens do not fit a vocabulary of "
+            f"{vocabulary_size}, or one is named twice"
+        )
+    steps = cleaning.steps() if cleaning else []
+    lower = lowercase if lowercase is not None else kind == "wordpiece" and not cleaning
+    if lower and {"type": "Lowercase"} not in steps and kind != "wordpiece":
+        steps.append({"type": "Lowercase"})
+    stream = Stream(texts, progress)
+    learn = {"characters": _characters, "words": _words}[kind]
+    options = {"min_frequency": max(1, min_frequency)}
+    if kind == "words":
+        options["dictionary"] = dictionary
+    definition = learn(stream, vocabulary_size, special, steps, **options)
+    vocab = definition["model"]["vocab"]
+    if len(vocab) <= len(special):
+        raise UserError("no token was learned", fix="Give texts that are not empty.")
+    definition["added_tokens"] = [
+        defs.special_token(t, i) for i, t in enumerate(special)
+    ]
+    names = BERT_SPECIAL[2:4] if kind == "wordpiece" else SPECIAL[2:4]
+    if set(names) <= set(special):
+        opening, ending = ((name, special.index(name)) for name in names)
+        template = defs.template_processing([opening], [ending])
+        definition["post_processor"] = template
+    return Tokenizer(definition)
+
+
+class Stream:
+    """Texts one after another, from memory or from files; can be read twice.
+
+    Args:
+        texts: Strings and paths.
+        progress: Whether to show how far it is.
+    """
+
+    def __init__(self, texts: Iterable[str | Path] | Path, progress: bool = False):
+        if isinstance(texts, str):
+            raise TypeError("texts are a list of strings or paths, not one string")
+        texts = [texts] if isinstance(texts, Path) else texts
+        # A generator can be read once only, and we may have to read twice.
+        self.texts = texts if isinstance(texts, list | tuple) else list(texts)
+        self.progress = progress
+
+    def __iter__(self) -> Iterator[str]:
+        return self.read()
+
+    def read(self, limit: int | None = None) -> Iterator[str]:
+        """The texts; about `limit` characters of them, evenly chosen, if given."""
+        share = 1.0 if limit is None else limit / max(1, self.size())
+        bar = progress_bar("reading", len(self.texts)) if self.progress else None
+        advance = bar.__enter__() if bar else None
+        for text in self.texts:
+            rows = _lines(text) if isinstance(text, Path) else (whole_text(text),)
+            for row in rows:
+                # By content, so that the choice does not hang on the order.
+                if share >= 1 or zlib.crc32(row.encode()) < share * 2**32:
+                    yield row
+            if advance:
+                advance()
+        if bar:
+            bar.__exit__(None, None, None)
+
+    def size(self) -> int:
+        """Bytes of all texts, nearly (a compressed file counts three times)."""
+        total = 0
+        for text in self.texts:
+            if isinstance(text, Path):
+                packed = text.suffix == ".gz"
+                total += text.stat().st_size * (3 if packed else 1)
+            else:
+                total += len(text.encode("utf-8", "replace"))
+        return total
+
+
+def _lines(path: Path) -> Iterator[str]:
+    try:
+        with open(path, "rb") as file:
+            packed = file.read(2) == b"\x1f\x8b"
+        opened = gzip.open if packed else open
+        with opened(
+            path, "rt", encoding="utf-8", errors="replace", newline="\n"
+        ) as file:
+            yield from file
+    except OSError as error:
+        raise UserError(f"cannot read it: {error.strerror or error}", path) from None
+
+
+def _definition(model: dict, steps: list[dict], pre_tokenizers: list[dict]) -> dict:
+    def sequence(parts, key):
+        return {"type": "Sequence", key: parts} if parts else None
+
+    return {
+        "version": "1.0",
+        "normalizer": sequence(steps, "normalizers"),
+        "pre_tokenizer": sequence(pre_tokenizers, "pretokenizers"),
+        "model": model,
+    }
+
+
+def cleaner(steps: list[dict]):
+    """A function from text to text that carries out normalizer steps."""
+    if not steps:
+        return lambda text: text
+    sequence = {"type": "Sequence", "normalizers": steps}
+    return normalizer_from_json(sequence).normalize_str
+
+
+def _most_frequent(counts: Counter, min_frequency: int, size: int) -> list[str]:
+    kept = [(-n, token) for token, n in counts.items() if n >= min_frequency]
+    return [token for _, token in sorted(kept)[: max(0, size)]]
+
+
+# -- characters --------------------------------------------------------------------------
+
+
+def _characters(stream, size, special, steps, min_frequency):
+    clean, counts = cleaner(steps), Counter()
+    for text in stream:
+        counts.update(clean(text))
+    tokens = _most_frequent(counts, min_frequency, size - len(special))
+    vocab = {token: i for i, token in enumerate(special + tokens)}
+    return _definition(bpe_model(vocab, [], unk_token=special[1]), steps, [])
+
+
+def bpe_model(vocab: dict, merges: list, **changes) -> dict:
+    """The `model` part for BPE; without merges it is one token a character."""
+    model = {"type": "BPE", "dropout": None, "unk_token": None}
+    model |= {"continuing_subword_prefix": None, "end_of_word_suffix": None}
+    model |= {"fuse_unk": False, "byte_fallback": False, "ignore_merges": False}
+    return model | changes | {"vocab": vocab, "merges": merges}
+
+
+# -- words ---------------------------------------------------------------------------------
+
+
+def _words(stream, size, special, steps, min_frequency, dictionary):
+    import regex
+
+    clean = cleaner([*steps, apostrophe_step()])
+    # `regex` says set difference with two hyphens, Oniguruma with `&&[^...]`.
+    unspaced = defs.UNSPACED.replace(r"\x{30FC}", "\u30fc")
+    pattern = rf"(?V1)[\w--[{unspaced}]]+|[{unspaced}]+|\S"
+    find = regex.compile(pattern).findall
+    first_unspaced = regex.compile(rf"[{unspaced}]").match
+    counts = Counter()
+    for text in stream:
+        counts.update(find(clean(text)))
+        if len(counts) > 4_000_000:  # what was seen once so far will hardly matter
+            counts = Counter({word: n for word, n in counts.items() if n > 1})
+    runs = Counter({w: n for w, n in counts.items() if first_unspaced(w)})
+    counts = Counter({w: n for w, n in counts.items() if w not in runs})
+    counts.pop(defs.MARK, None)
+    steps = [*steps, apostrophe_step()]
+    room = size - len(special)
+    if not runs and dictionary is None:
+        tokens = _most_frequent(counts, min_frequency, room)
+        vocab = {token: i for i, token in enumerate(special + tokens)}
+        model = {"type": "WordLevel", "vocab": vocab, "unk_token": special[1]}
+        return _definition(model, steps, [_found(defs.PLAIN_WORDS)])
+    spaced = {}
+    for word, count in counts.items():
+        outer = regex.match(r"\w", word) is not None
+        spaced[defs.MARK + word + defs.MARK if outer else word] = count
+    words = (
+        read_dictionary(dictionary)
+        if dictionary is not None
+        else learn_dictionary(runs, size)
+    )
+    cut = _count_words(runs, words)
+    tokens = _most_frequent(Counter(spaced) + cut, min_frequency, room)
+    total = sum(words.values()) + sum(runs.values())
+    vocab = [[token, -40.0] for token in special]
+    for token in tokens:
+        frequency = max(1.0, words.get(token, 0.0) or spaced.get(token, 0))
+        vocab.append([token, exact(math.log(frequency / total))])
+    model = {"type": "Unigram", "unk_id": 1, "vocab": vocab, "byte_fallback": False}
+    steps = [*steps, replacement(defs.WORD_ENDS, defs.MARK, regex=True)]
+    return _definition(model, steps, [_found(defs.MARKED_WORDS)])
+
+
+def exact(score: float) -> float:
+    """A score whose sums have no rounding, so that any order of adding is equal."""
+    return round(score * 2**16) / 2**16
+
+
+def apostrophe_step() -> dict:
+    """The normalizer that makes an apostrophe inside a word a letter."""
+    return replacement(defs.APOSTROPHE, defs.LETTER_APOSTROPHE, regex=True)
+
+
+def _found(pattern: str) -> dict:
+    split = {"type": "Split", "pattern": {"Regex": pattern}}
+    return split | {"behavior": "Removed", "invert": True}
+
+
+def read_dictionary(source: str | Path | Mapping[str, float]) -> dict[str, float]:
+    """Words with frequencies: a mapping, or a file of `word [frequency [tag]]` lines."""
+    if isinstance(source, Mapping):
+        return {word: float(n) for word, n in source.items() if word}
+    words = {}
+    for number, line in enumerate(_lines(Path(source)), 1):
+        fields = line.split()
+        if not fields:
+            continue
+        try:
+            words[fields[0]] = float(fields[1]) if len(fields) > 1 else 1.0
+        except ValueError:
+            raise UserError(
+                f"'{fields[1]}' is no frequency",
+                f"{source}:{number}",
+                "A line is: word frequency tag.",
+            ) from None
+    return words
+
+
+def learn_dictionary(runs: Counter, size: int) -> dict[str, float]:
+    """Words of a script without spaces, with frequencies, from runs of its characters.
+
+    Expectation maximisation over a unigram model (Kudo 2018, arXiv:1804.10959) of the
+    runs between punctuation.
+    """
+    from tokenizers import Tokenizer as Engine
+    from tokenizers import models, pre_tokenizers, trainers
+
+    engine = Engine(models.Unigram())
+    engine.pre_tokenizer = pre_tokenizers.Split("\n", "removed")
+    trainer = trainers.UnigramTrainer(
+        vocab_size=size, unk_token="<unk>", special_tokens=["<unk>"],
+        show_progress=False, max_piece_length=6, initial_alphabet=[],
+    )  # fmt: skip
+    expanded = (run for run in sorted(runs) for _ in range(min(runs[run], 64)))
+    engine.train_from_iterator(expanded, trainer)
+    total = sum(len(run) * n for run, n in runs.items()) / 1.6
+    import json
+
+    vocab = json.loads(engine.to_str())["model"]["vocab"]
+    return {word: math.exp(score) * total for word, score in vocab if score < 0}
+
+
+def _count_words(runs: Counter, words: Mapping[str, float]) -> Counter:
+    """How often each word, or single character, occurs in the runs when cut."""
+    from tokenizers import Tokenizer as Engine
+    from tokenizers import models
+
+    total = sum(words.values()) + sum(runs.values())
+    scores = {char: math.log(1 / total) for run in runs for char in run}
+    scores |= {w: math.log(max(1.0, n) / total) for w, n in words.items()}
+    engine = Engine(models.Unigram([("", 0.0), *sorted(scores.items())], 0))
+    cut, items = Counter(), sorted(runs.items())
+    for at in range(0, len(items), 10_000):
+        part = items[at : at + 10_000]
+        encodings = engine.encode_batch([run for run, _ in part])
+        for (_, n), encoding in zip(part, encodings, strict=True):
+            for token in encoding.tokens:
+                cut[token] += n
+    return cut
