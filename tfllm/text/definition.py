@@ -6,7 +6,7 @@ import re
 
 from tfllm.core.errors import UserError
 
-# -- the pattern of words --------------------------------------------------------------
+# -- the pattern of words -------------------------------------------------------------
 # Scripts that put no spaces between words: cut by a dictionary, else by character.
 UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\x{30FC}"
 SPACED = rf"[\w&&[^{UNSPACED}]]"
@@ -20,6 +20,8 @@ LETTER_APOSTROPHE = "\u02bc"
 MARK = "\u2581"
 WORD_ENDS = rf"(?<!{SPACED})(?={SPACED})|(?<={SPACED})(?!{SPACED})"
 PLAIN_WORDS = rf"{SPACED}+|[{UNSPACED}]|\S"
+WHOLE_WORDS = rf"{SPACED}+|[{UNSPACED}]+|\S"
+_ENDS = {"Regex": WORD_ENDS}
 MARKED_WORDS = rf"{MARK}{SPACED}+{MARK}|[{UNSPACED}]+|\S"
 
 FORMS = ("NFC", "NFD", "NFKC", "NFKD")
@@ -96,6 +98,21 @@ def kind_of(definition: dict) -> str:
     raise UserError(f"a tokenizer model of type '{model['type']}' is not known")
 
 
+def unmarked(definition: dict) -> dict | None:
+    """For `MARKED_WORDS` a definition that finds the same words unmarked, else None."""
+    if kind_of(definition) != "words" or definition["model"]["type"] != "Unigram":
+        return None
+    kept = [s for s in normalizers(definition) if s.get("pattern") != _ENDS]
+    split = pre_tokenizers(definition)[0] | {"pattern": {"Regex": WHOLE_WORDS}}
+    return definition | {
+        "normalizer": {"type": "Sequence", "normalizers": kept},
+        "pre_tokenizer": split,
+        "model": {"type": "WordLevel", "vocab": {"": 0}, "unk_token": ""},
+        "added_tokens": [],
+        "post_processor": None,
+    }
+
+
 def vocabulary(definition: dict) -> dict[str, int]:
     """Token to id, the added tokens included."""
     vocab = definition["model"]["vocab"]
@@ -129,7 +146,7 @@ def special_token(token: str, token_id: int) -> dict:
     return {"id": token_id, "content": token, **flags, "special": True}
 
 
-# -- what is added to a text -----------------------------------------------------------
+# -- what is added to a text ---------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,7 +217,7 @@ def template_processing(opening: list, ending: list) -> dict:
     }
 
 
-# -- ids to text -----------------------------------------------------------------------
+# -- ids to text ---------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)

@@ -66,7 +66,7 @@ class Chars:
         return Chars(codes, splits, *spans, self.first)
 
 
-# -- small things on flat arrays -------------------------------------------------------
+# -- small things on flat arrays -----------------------------------------------------
 
 
 def counts_before(mask: tf.Tensor) -> tf.Tensor:
@@ -127,7 +127,7 @@ def chain(seeds: tf.Tensor, jump: tf.Tensor) -> tf.Tensor:
     return reached[:-1] > 0
 
 
-# -- tables ------------------------------------------------------------------------------
+# -- tables --------------------------------------------------------------------------
 
 
 class CodeTable(tf.Module):
@@ -251,7 +251,7 @@ def code_tuple(text: str) -> tuple[int, ...]:
     return tuple(map(ord, text))
 
 
-# -- normalizers ---------------------------------------------------------------------------
+# -- normalizers ---------------------------------------------------------------------
 
 
 class CharMap(tf.Module):
@@ -335,7 +335,7 @@ def is_one_class(pattern: str) -> bool:
     return pattern.startswith("[") and pattern.find("]") == len(pattern) - 1 > 0
 
 
-# -- from characters to tokens -------------------------------------------------------------
+# -- from characters to tokens -------------------------------------------------------
 
 
 @dataclasses.dataclass
@@ -586,7 +586,7 @@ class Lattice(tf.Module):
         return token & ~again, piece
 
 
-# -- the tokenizer ---------------------------------------------------------------------------
+# -- the tokenizer -------------------------------------------------------------------
 
 
 class GraphTokenizer(tf.Module):
@@ -699,7 +699,7 @@ class GraphTokenizer(tf.Module):
         splits = tf.cast(ids.row_splits, tf.int32)
         return self._run(("decode", skip_special_tokens), run, ids.values, splits)
 
-    # -- inside ----------------------------------------------------------------------------
+    # -- inside -----------------------------------------------------------------------
 
     def _run(self, key, function, *arguments):
         """Inside a function its ops; else a function of our own, traced only once."""
@@ -708,8 +708,8 @@ class GraphTokenizer(tf.Module):
             return function(*arguments)
         if key not in self._functions.cache:
             signature = [tf.TensorSpec([None], a.dtype) for a in arguments]
-            made = tf.function(function, input_signature=signature, autograph=False)
-            self._functions.cache[key] = made
+            made = tf.function(function, autograph=False)
+            self._functions.cache[key] = made.get_concrete_function(*signature)
         return self._functions.cache[key](*arguments)
 
     def _tokens(self, texts, offsets=False) -> Tokens:

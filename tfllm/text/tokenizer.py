@@ -10,6 +10,7 @@ length, and how ids become text again.
 import functools
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -59,7 +60,7 @@ class Tokenizer:
         self.single, self.pair = defs.templates(self.definition)
         self._text = json.dumps(self.definition, ensure_ascii=False)
 
-    # -- making, reading and writing ------------------------------------------------
+    # -- making, reading and writing --------------------------------------------------
 
     @classmethod
     def train(cls, texts: Iterable[str], kind: str, vocabulary_size: int, **options):
@@ -99,7 +100,7 @@ class Tokenizer:
         atomic_write(directory / "tokenizer.json", text)
         return directory / "tokenizer.json"
 
-    # -- the vocabulary --------------------------------------------------------------
+    # -- the vocabulary ---------------------------------------------------------------
 
     @property
     def vocabulary_size(self) -> int:
@@ -151,7 +152,7 @@ class Tokenizer:
     eos_id = property(lambda self: self._ids.get(self.roles["eos"]))
     mask_id = property(lambda self: self._ids.get(self.roles["mask"]))
 
-    # -- text to ids -------------------------------------------------------------------
+    # -- text to ids ------------------------------------------------------------------
 
     @functools.cached_property
     def fast(self):
@@ -164,10 +165,10 @@ class Tokenizer:
     def _parsing(self):
         return self._engine()
 
-    def _engine(self):
+    def _engine(self, text: str | None = None):
         import tokenizers
 
-        return tokenizers.Tokenizer.from_str(self._text)
+        return tokenizers.Tokenizer.from_str(text or self._text)
 
     def encode(
         self,
@@ -223,7 +224,7 @@ class Tokenizer:
         firsts, seconds = self.encode(first), self.encode(second)
         if len(firsts) != len(seconds):
             raise ValueError(
-                f"{len(firsts)} first texts but {len(seconds)} second ones"
+                f"{len(firsts)} first texts, {len(seconds)} second ones"
             )
         budget = self.budget(self.pair, max_length)
         rows, segments = [], []
@@ -245,7 +246,18 @@ class Tokenizer:
     ) -> tuple[list[list[int]], list[list[tuple[int, int]]]]:
         """Ids, and for each its `(start, end)` in code points of the text as given."""
         encodings = self._encode(texts, False, fast=False)
-        return [e.ids for e in encodings], [e.offsets for e in encodings]
+        offsets = [e.offsets for e in encodings]
+        if self._unmarked is not None:
+            words = self._encode(texts, False, fast=False, engine=self._unmarked)
+            pairs = zip(encodings, words, strict=True)
+            offsets = [_word_offsets(e.word_ids, e.offsets, w.offsets) for e, w in pairs]
+        return [e.ids for e in encodings], offsets
+
+    @functools.cached_property
+    def _unmarked(self):
+        """Finds the words of a marked definition: a mark has no place in the text."""
+        definition = defs.unmarked(self.definition)
+        return definition and self._engine(json.dumps(definition))
 
     def budget(self, template: "defs.Template", max_length: int | None) -> int | None:
         """How many ids of texts fit beside a template's own tokens."""
@@ -258,10 +270,10 @@ class Tokenizer:
             )
         return max_length - template.added
 
-    def _encode(self, texts, parse_special: bool, fast: bool):
+    def _encode(self, texts, parse_special: bool, fast: bool, engine=None):
         if isinstance(texts, str | bytes):
             raise TypeError("encode takes a list of texts, not a single one")
-        engine = self._parsing if parse_special else self.fast
+        engine = engine or (self._parsing if parse_special else self.fast)
         run = engine.encode_batch_fast if fast else engine.encode_batch
         texts = list(texts)
         try:
@@ -269,7 +281,7 @@ class Tokenizer:
         except (TypeError, UnicodeError):  # halves of surrogate pairs, or bytes
             return run([whole_text(t) for t in texts], add_special_tokens=False)
 
-    # -- ids to text -------------------------------------------------------------------
+    # -- ids to text ------------------------------------------------------------------
 
     @functools.cached_property
     def pieces(self) -> "defs.Pieces":
@@ -297,7 +309,7 @@ class Tokenizer:
             texts.append(text.decode("utf-8", errors="replace"))
         return texts
 
-    # -- the engine that is exported -----------------------------------------------------
+    # -- the engine that is exported --------------------------------------------------
 
     def graph(self):
         """The in-graph engine, a `tf.Module`; see `graph_tf.GraphTokenizer`."""
@@ -307,6 +319,15 @@ class Tokenizer:
 
     def __repr__(self) -> str:
         return f"Tokenizer(kind={self.kind!r}, vocabulary_size={self.vocabulary_size})"
+
+
+def _word_offsets(word_ids, offsets, words):
+    """Offsets, with those of a word where a token is a whole one."""
+    counts = Counter(word_ids)
+    return [
+        words[word] if counts[word] == 1 else offset
+        for word, offset in zip(word_ids, offsets, strict=True)
+    ]
 
 
 def pair_lengths(a: int, b: int, budget: int, truncation: str) -> tuple[int, int]:

@@ -174,7 +174,7 @@ def _most_frequent(counts: Counter, min_frequency: int, size: int) -> list[str]:
     return [token for _, token in sorted(kept)[: max(0, size)]]
 
 
-# -- characters --------------------------------------------------------------------------
+# -- characters ----------------------------------------------------------------------
 
 
 def _characters(stream, size, special, steps, min_frequency):
@@ -194,7 +194,7 @@ def bpe_model(vocab: dict, merges: list, **changes) -> dict:
     return model | changes | {"vocab": vocab, "merges": merges}
 
 
-# -- words ---------------------------------------------------------------------------------
+# -- words ---------------------------------------------------------------------------
 
 
 def _words(stream, size, special, steps, min_frequency, dictionary):
