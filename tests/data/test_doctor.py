@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tfllm.core.errors import UserError
+from tfllm.data import doctor
 from tfllm.data.doctor import (
     drop_duplicates,
     drop_leaked,
@@ -43,14 +44,14 @@ def found(report, kind):
 
 def test_clean_data_have_no_findings():
     report = examine({"train": rows(60), "test": rows(20, 1, file="test.tsv")})
-    assert report.warnings() == []
+    assert report.warnings == []
     facts = report.splits["train"]
     assert facts["labels"] == {"good": 30, "bad": 30}
     assert facts["length"]["unit"] == "characters"
     assert report.leaked == set()
 
 
-def test_each_fault_is_found_with_its_place(tmp_path, capsys):
+def test_each_fault_is_found_with_its_place(tmp_path, capsys, monkeypatch):
     train, test = rows(100), rows(40, 1, file="test.tsv")
     train[10] |= {"text": "  " + train[3]["text"].upper() + " ", "label": "good"}
     train[12]["text"] = train[4]["text"]
@@ -97,6 +98,9 @@ def test_each_fault_is_found_with_its_place(tmp_path, capsys):
         "train.tsv:77: the text is empty"
     ]
     assert found(report, "imbalance")
+    monkeypatch.setattr(doctor, "MOST_TEXTS", 90)
+    warnings = examine({"train": records}).warnings
+    assert any("not looked for among 98" in line for line in warnings)
     assert report.findings[0]["kind"] == "leakage"  # the gravest first
 
     stored = json.loads(json.dumps(report.to_dict(), ensure_ascii=False))
@@ -106,8 +110,9 @@ def test_each_fault_is_found_with_its_place(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "rows that stand in train" in shown
     assert "warning: test: 1 row (2.5%) with a text of train" in " ".join(shown.split())
-    report.plot(tmp_path / "data.png")
-    assert (tmp_path / "data.png").stat().st_size > 10_000
+    report.save(tmp_path)
+    assert json.loads((tmp_path / "data_report.json").read_text("utf-8")) == stored
+    assert (tmp_path / "data_report.png").stat().st_size > 10_000
 
 
 def test_chinese_labels_can_be_drawn_without_a_font(tmp_path):

@@ -5,6 +5,8 @@ import json
 from collections import Counter
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tfllm.core.errors import UserError
 from tfllm.data.readers import Records, read
@@ -73,6 +75,29 @@ def test_forms_are_told_apart_by_content(tmp_path, form):
     assert records.rows[0]["file"].endswith("data.txt")
     assert {"text", "label"} <= records.columns.keys()
     assert "6 rows" in records.description
+
+
+@given(st.sampled_from(sorted(FORMS)), st.data())
+@settings(max_examples=300, deadline=None)
+def test_no_damage_makes_a_traceback(tmp_path_factory, form, data):
+    """Bytes lost, doubled and put in: rows come back, or one line says why not."""
+    content = bytearray(FORMS[form].encode() * data.draw(st.sampled_from([1, 4])))
+    for _ in range(data.draw(st.integers(1, 6))):
+        place = data.draw(st.integers(0, len(content)))
+        cut = data.draw(st.integers(0, 12))
+        noise = st.sampled_from(
+            [b"", b'"', b"\t", b"\n", b"\0", b"{", b"\xff", b"[" * 9]
+        )
+        content[place : place + cut] = data.draw(noise)
+    path = tmp_path_factory.getbasetemp() / "damaged"
+    path.write_bytes(content)
+    try:
+        records = read(path, labels=data.draw(st.booleans()))
+    except UserError as error:
+        assert "damaged" in str(error)
+        return
+    assert records.rows
+    assert all(row["text"].strip() for row in records.rows)
 
 
 def test_pairs_and_named_columns(tmp_path):
@@ -198,6 +223,8 @@ REFUSED = {
         b'{"text": "a", "label": "b"}\n' * 9 + b'{"text": "a"\n' * 7,
         r"7 of 16 rows.*txt:10: not JSON",
     ),
+    "deep JSON": (b'{"text": ' + b"[" * 100_000, "damaged JSON"),
+    "surrogates": (b'{"text": "\\ud800", "label": "b"}\n' * 6, "not Unicode"),
     "no text key": (b'{"a": 1, "label": 2}\n', "no text column among a, label"),
 }
 

@@ -95,7 +95,7 @@ def guess_encoding(data: bytes) -> str | None:
         if data.startswith(mark):
             return name
     head = data[:200_000]
-    if b"\0" in head:
+    if head.count(0) > 0.001 * len(head):
         scores = {name: _plain_share(head, name) for name in ("utf-16-le", "utf-16-be")}
         best = max(scores, key=scores.get)
         return best if scores[best] > 0.3 else None

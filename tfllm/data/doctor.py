@@ -5,6 +5,7 @@ would make no sense at all.
 """
 
 import difflib
+import json
 import re
 import unicodedata
 from collections import Counter, defaultdict
@@ -17,6 +18,7 @@ import numpy as np
 
 from tfllm.core import console
 from tfllm.core.errors import UserError
+from tfllm.core.files import atomic_write
 from tfllm.data.near import near_duplicates
 from tfllm.data.readers import Records, check_bad_rows
 
@@ -36,6 +38,7 @@ _SCRIPTS = [  # first code point, last, name
     (0x3400, 0x9FFF, "Chinese"),
     (0xAC00, 0xD7A3, "Hangul"),
 ]
+MOST_TEXTS = 500_000  # among which near-duplicates are looked for
 _GRAVEST_FIRST = [
     *("leakage", "contradictions", "unseen_label", "label_typo", "bad_rows", "garbled"),
     *("truncation", "duplicates", "imbalance", "near_leakage", "near_duplicates"),
@@ -65,6 +68,7 @@ class Report:
         """Indices of the test rows that stand in the training split."""
         return self.leaks.get("test", set())
 
+    @property
     def warnings(self) -> list[str]:
         """One line a finding, with examples."""
         lines = []
@@ -111,8 +115,14 @@ class Report:
             cut = [f"{length['truncated_share']:.2%}" for length in lengths]
             rows.append([f"{lengths[0]['unit']} cut off at {self.max_length}", *cut])
         console.table("Data", ["", *names], rows)
-        for line in self.warnings():
+        for line in self.warnings:
             console.warn(line)
+
+    def save(self, directory: str | Path) -> None:
+        """Writes `data_report.json` and `data_report.png` into a folder."""
+        report = json.dumps(self.to_dict(), indent=1, ensure_ascii=False, default=str)
+        atomic_write(Path(directory) / "data_report.json", report)
+        self.plot(Path(directory) / "data_report.png")
 
     def plot(self, path: str | Path) -> None:
         """Draws label balance and lengths into an image file."""
@@ -337,7 +347,7 @@ def _rows(found, noun: str = "row") -> str:
 
 
 def _leaks(report, train, name, records, keys) -> None:
-    known = {key: i for i, key in reversed(list(enumerate(keys[train])))}
+    known = set(keys[train])
     leaked = [i for i, key in enumerate(keys[name]) if key in known]
     report.leaks[name] = set(leaked)
     report.splits[name]["leaked"] = len(leaked)
@@ -355,6 +365,10 @@ def _near(report, splits, keys) -> None:
         for index, key in enumerate(texts):
             first.setdefault(key, (name, index))
     train, places = next(iter(splits)), list(first.values())
+    if len(first) > MOST_TEXTS:
+        text = f"near-duplicates were not looked for among {len(first):,} texts"
+        _add(report, "near_duplicates", train, 0, text)
+        return
     inside, across = defaultdict(dict), defaultdict(dict)
     for one, other in near_duplicates(list(first)).tolist():
         (a, i), (b, j) = places[one], places[other]

@@ -32,9 +32,7 @@ _SPLITS = {
     "validation": ("validation", "valid", "val", "dev", "development"),
     "test": ("test", "testing", "eval"),
 }
-_ACCEPTED = (
-    "Give text and label as TSV, CSV or JSON lines with a header, or as text<TAB>label"
-)
+_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can hold halves of characters
 
 
 @dataclass
@@ -84,7 +82,6 @@ class _File:
     fine_labels: bool
     bad: list = field(default_factory=list)
     found: dict = field(default_factory=dict)  # role → column used
-    where: str = ""
 
     def __post_init__(self):
         self.lines = self.text.split("\n")  # str.splitlines would cut at U+2028 too
@@ -175,13 +172,7 @@ def expand(paths) -> list[tuple[Path, str | None]]:
         base, _, part = name.rpartition("#")
         if Path(name).exists() or not base:
             base, part = name, ""
-        matches = (
-            [base]
-            if Path(base).exists()
-            else sorted(
-                glob.glob(base)  # noqa: PTH207 (an absolute pattern)
-            )
-        )
+        matches = [base] if Path(base).exists() else sorted(glob.glob(base))  # noqa: PTH207
         if not matches:
             near = Path(base).parent
             others = [p.name for p in near.iterdir()] if near.is_dir() else []
@@ -203,12 +194,9 @@ def _parse(file: _File) -> tuple[list[dict], str]:
         if parsed is not None:
             raw_rows, form = parsed
             return list(_checked(file, raw_rows)), form
-    raise file.error(f"the format is not known: {_excerpt(file)}", f"{_ACCEPTED}.")
-
-
-def _excerpt(file: _File) -> str:
-    line = next((line for _, line in file.numbered()), "")
-    return repr(line if len(line) < 60 else line[:57] + "…")
+    first = next(line for _, line in file.numbered())
+    fix = "Give text and label as TSV, CSV or JSON lines with a header."
+    raise file.error(f"the format is not known: '{first[:60]}'", fix)
 
 
 def _checked(file: _File, raw_rows) -> Iterator[dict]:
@@ -216,33 +204,33 @@ def _checked(file: _File, raw_rows) -> Iterator[dict]:
     where = str(file.path)
     names = _class_names(file)
     raw_rows = list(raw_rows)
-    ids = names and all(str(label).strip().isdigit() for *_, label in raw_rows)
+    ids = names and all(re.fullmatch(r"\s*\d{1,9}\s*", str(x)) for *_, x in raw_rows)
     numbers = any(isinstance(label, float) for *_, label in raw_rows)
     for line, text, pair, label in raw_rows:
-        if not isinstance(text, str) or not isinstance(pair, str | None):
-            file.bad.append((line, "the text is not a string"))
+        texts = [text] if pair is None else [text, pair]
+        reason = None
+        if not all(isinstance(one, str) for one in texts):
+            reason = "the text is not a string"
+        elif not all(one.strip() for one in texts):
+            reason = "the text is empty"
+        elif any(map(_SURROGATE.search, texts)):
+            reason = "the text is not Unicode (half a surrogate pair)"
+        elif file.labels and (label is None or str(label).strip() == ""):
+            reason = "the label is empty"
+        elif ids and int(label) >= len(names):
+            reason = f"label {label}, but class.txt has {len(names)} names"
+        if reason:
+            file.bad.append((line, reason))
             continue
         row = {"text": text.strip()}
         if pair is not None:
             row["text_pair"] = pair.strip()
-        if not all(row.values()):
-            file.bad.append((line, "the text is empty"))
-            continue
         if isinstance(label, list):
             row["label"] = [str(one).strip() for one in label]
         elif numbers and isinstance(label, float | int):
             row["label"] = float(label)
         elif label is not None:
-            row["label"] = label = str(label).strip()
-            if ids and label.isdigit():
-                if int(label) >= len(names):
-                    reason = f"label {label}, but class.txt has {len(names)} names"
-                    file.bad.append((line, reason))
-                    continue
-                row["label"] = names[int(label)]
-        if file.labels and row.get("label") in (None, ""):
-            file.bad.append((line, "the label is empty"))
-            continue
+            row["label"] = names[int(label)] if ids else str(label).strip()
         yield row | {"file": where, "line": line}
 
 
@@ -264,22 +252,27 @@ def _json(file: _File):
         return None
     try:
         whole = json.loads(file.text)
-    except json.JSONDecodeError as error:
+    except RecursionError:
+        raise file.error("damaged JSON (nested too deeply)") from None
+    except ValueError as error:
+        damaged = file.error(
+            f"damaged JSON ({error})", line=getattr(error, "lineno", 1)
+        )
         lines = list(file.numbered())
         objects = sum(line.lstrip().startswith("{") for _, line in lines)
         if objects < 0.5 * len(lines):
             # Plain text may begin with a bracket too.
             if "\t" in lines[0][1] or not re.match(r'\s*[\[{]\s*["\[{]', file.text):
                 return None
-            raise file.error(f"damaged JSON ({error.msg})", line=error.lineno) from None
+            raise damaged from None
         items = []
         for number, line in lines:
             try:
                 items.append((number, json.loads(line)))
-            except json.JSONDecodeError as wrong:
-                file.bad.append((number, f"not JSON ({wrong.msg})"))
+            except (ValueError, RecursionError) as wrong:
+                file.bad.append((number, f"not JSON ({wrong})"))
         if not items:
-            raise file.error(f"damaged JSON ({error.msg})", line=error.lineno) from None
+            raise damaged from None
         return _json_items(file, items), "JSON lines"
     form = "JSON"
     if isinstance(whole, dict) and all(isinstance(v, list) for v in whole.values()):
@@ -483,12 +476,10 @@ def _roles(file: _File, names: list[str], sample: list[list]) -> dict[str, int]:
         if "text" in roles and guess.get("text") != roles["text"]:
             new.pop("text_pair", None)  # of another text
         roles |= new
-    missing = {"text"} - roles.keys() or (
-        {"label"} - roles.keys() if file.labels else ()
-    )
-    for role in missing:
-        what = f"there is no {role} column among {', '.join(map(str, names))}"
-        raise file.error(what, f"Name it with --{role}_column.")
+    for role in ("text", "label") if file.labels else ("text",):
+        if role not in roles:
+            what = f"there is no {role} column among {', '.join(names)}"
+            raise file.error(what, f"Name it with --{role}_column.")
     file.found |= {role: names[roles[role]] for role in file.columns if role in roles}
     return roles
 
@@ -510,9 +501,7 @@ def _guess_roles(sample: list[list], taken: dict[str, int]) -> dict[str, int]:
     roles = dict(taken)
     roles.setdefault("text", texts[0][0])
     labels = [fact for fact in facts if fact[4] and fact[0] != roles["text"]]
-    labels = [
-        fact for fact in labels if fact[1] > 1
-    ] or labels  # a constant says nothing
+    labels = [fact for fact in labels if fact[1] > 1] or labels  # not a constant
     if labels and "label" not in roles:
         roles["label"] = min(labels, key=lambda fact: fact[1:3])[0]
     rest = [fact for fact in texts if fact[0] not in roles.values()]
