@@ -52,5 +52,5 @@ setup(
         "tokenizers>=0.21",
     ],
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["tfllm = tfllm.cli:main"]},
+    entry_points={"console_scripts": ["tfllm = tfllm.cli.main:main"]},
 )

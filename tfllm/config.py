@@ -218,3 +218,12 @@ def _check(field: dataclasses.Field, value) -> None:
             raise ValueError(f"must be at least {low}, got {one}")
         if high is not None and not one <= high:
             raise ValueError(f"must be at most {high}, got {one}")
+
+
+def fill(config: T, defaults: dict) -> T:
+    """A copy in which the fields that are `None` take what `defaults` gives."""
+    names = {field.name for field in dataclasses.fields(config)}
+    open_ones = {n: v for n, v in defaults.items() if getattr(config, n, 0) is None}
+    return dataclasses.replace(
+        config, **{n: v for n, v in open_ones.items() if n in names}
+    )

@@ -131,7 +131,9 @@ class TextClassification:
         """Training accuracy."""
         hit = ops.cast(ops.argmax(outputs, -1), "int32") == batch["label"]
         weight = batch["weight"]
-        return {"accuracy": (ops.sum(ops.cast(hit, "float32") * weight), ops.sum(weight))}
+        return {
+            "accuracy": (ops.sum(ops.cast(hit, "float32") * weight), ops.sum(weight))
+        }
 
     def predict(self, model: keras.Model, columns: Columns, rows: int = 64):
         """Probabilities float32 `[N, K]` in the order of the columns."""

@@ -16,7 +16,11 @@ class ServedClassifier(tf.Module):
 
     def __init__(self, task: TextClassification, model: keras.Model):
         super().__init__()
-        self._task, self._model = task, model
+        self._task = task
+        # A function, not the model: the export tracks the variables by themselves, and
+        # a tracked Keras model would write each of them once more.
+        self._logits = lambda batch: model(batch, training=False)
+        self._inputs = [tensor.name for tensor in model.inputs]
         self.tokenizer = task.tokenizer.graph()
         self.labels = tf.constant(task.labels)
 
@@ -39,8 +43,7 @@ class ServedClassifier(tf.Module):
         batch["token_ids"] = _dense(ids, task.tokenizer.pad_id)
         length = tf.shape(batch["token_ids"])[1]
         batch["padding_mask"] = tf.sequence_mask(ids.row_lengths(), length, tf.int32)
-        names = [tensor.name for tensor in self._model.inputs]
-        logits = self._model({name: batch[name] for name in names}, training=False)
+        logits = self._logits({name: batch[name] for name in self._inputs})
         scores, order = tf.math.top_k(tf.nn.softmax(logits), len(task.labels))
         labels = tf.gather(self.labels, order)
         return {

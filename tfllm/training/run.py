@@ -16,10 +16,8 @@ from tfllm.core.errors import UserError
 from tfllm.core.files import atomic_write
 
 # Flags that may differ between a run and the command that goes on with it.
-FREE = frozenset(
-    "output_dir resume export export_name dry_run log_steps save_minutes "
-    "keep_checkpoints baseline".split()
-)
+FREE = {"output_dir", "resume", "export", "export_name", "dry_run", "baseline"}
+FREE |= {"log_steps", "save_minutes", "keep_checkpoints"}
 
 
 class RunDirectory:
@@ -142,7 +140,8 @@ def _agree(config, saved: Path):
 
 def describe_environment() -> dict:
     """Versions, machine and git commit: what one needs to run it again."""
-    packages = "tensorflow keras keras-nlp tensorflow-text tokenizers numpy jax".split()
+    packages = ["tensorflow", "keras", "keras-nlp", "tensorflow-text", "tokenizers"]
+    packages += ["numpy", "jax"]
     versions = {}
     for name in packages:
         try:

@@ -1,6 +1,7 @@
 """Runs `fit` over a plan of batches: logging, evaluation, checkpoints, exact resume."""
 
 import contextlib
+import dataclasses
 import resource
 import signal
 import sys
@@ -12,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfllm.core.console import note, warn
+from tfllm.core.console import note, table, warn
 from tfllm.core.errors import UserError
 from tfllm.data.batching import BatchPlan
 from tfllm.data.columns import Columns
@@ -86,8 +87,21 @@ class Trainer:
         self.state = State()
         self.stopped_by: int | None = None
 
-    def choose_precision(self) -> precision_tf.Choice:
-        """Settles `--precision auto` and `--jit_compile auto` on this machine."""
+    def settle(self):
+        """Settles `--precision auto` and `--jit_compile auto` on this machine.
+
+        Returns:
+            The configuration with what was chosen; training uses it from here on.
+        """
+        choice = self._choose()
+        compiled = str(choice.jit_compile).lower()
+        note(f"precision {choice.precision}, XLA {compiled}: {choice.why}")
+        self.config = dataclasses.replace(
+            self.config, precision=choice.precision, jit_compile=compiled
+        )
+        return self.config
+
+    def _choose(self) -> precision_tf.Choice:
         return precision_tf.choose(
             self.config.precision,
             self.config.jit_compile if not self.strategy else "false",
@@ -110,6 +124,7 @@ class Trainer:
         model = self._build(config.precision, config.jit_compile == "true")
         self.model, self.core = model, model.core
         self._judge = self._make_judge()
+        self.describe()
         checkpoints = Checkpoints(self.run.checkpoints, config.keep_checkpoints)
         self.checkpoints = checkpoints
         checkpoints.tidy()
@@ -139,6 +154,7 @@ class Trainer:
                         epochs=epoch + 1,
                         steps_per_epoch=steps,
                         callbacks=[loop],
+                        shuffle=False,
                         verbose=0,
                     )
                     if self.stopped_by is not None:
@@ -180,23 +196,56 @@ class Trainer:
             config=self.task.to_config(),
         )
 
-    def dry_run(self) -> dict:
-        """Three timed steps: minutes an epoch, peak memory, padding share."""
-        choice = self.choose_precision()
+    def dry_run(self) -> int:
+        """Says what training would take, from a few timed steps; writes nothing."""
+        choice = self._choose()
         trial = self._trial(choice.precision, choice.jit_compile)
-        epoch_minutes = trial.step_seconds * self.plan.steps_per_epoch / 60
+        plan, step = self.plan, trial.step_seconds
         unit = 1 if sys.platform == "darwin" else 1024
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-        return {
-            "precision": choice.precision,
-            "jit_compile": choice.jit_compile,
-            "steps_per_epoch": self.plan.steps_per_epoch,
-            "milliseconds_per_step": 1000 * trial.step_seconds,
-            "minutes_per_epoch": epoch_minutes,
-            "minutes_in_all": trial.step_seconds * self.total_steps / 60,
-            "peak_memory_gb": peak / 2**30,
-            "padding_share": self.plan.padding_share,
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+        shapes = ", ".join(f"{rows} x {length}" for rows, length in plan.shapes)
+        figures = {
+            "precision": f"{choice.precision} ({choice.why})",
+            "XLA": str(choice.jit_compile).lower(),
+            "steps an epoch": plan.steps_per_epoch,
+            "milliseconds a step": 1000 * step,
+            "minutes an epoch": step * plan.steps_per_epoch / 60,
+            "minutes in all": step * self.total_steps / 60,
+            "peak memory, GB": peak,
+            "padding share": f"{plan.padding_share:.1%}",
+            "batch shapes": shapes,
         }
+        table("Dry run", ["", "value"], figures.items())
+        hints = []
+        if plan.padding_share > 0.3 and self.config.bucketing is False:
+            hints.append("drop --no_bucketing: much of each batch is padding")
+        if step * self.total_steps > 3600:
+            hints.append("a smaller --max_length, fewer --epochs or a smaller model")
+        if plan.steps_per_epoch < 20:
+            hints.append("a smaller --batch_size: an epoch has very few steps")
+        note("To change: " + ("; ".join(hints) if hints else "nothing stands out."))
+        return 0
+
+    def describe(self) -> None:
+        """Says how large the model is and how the batches are cut."""
+        matrices = matrix_parameters(self.core)
+        count = sum(int(np.prod(v.shape)) for v in self.core.weights)
+        note(
+            f"{count:,} parameters, {6 * matrices:,} FLOPs a token of training; "
+            f"{self.plan.steps_per_epoch:,} steps an epoch, {self.total_steps:,} in "
+            f"all, {self.plan.padding_share:.1%} padding"
+        )
+
+    def summarise(self, settings: dict, results: dict) -> None:
+        """Leaves the run's settings, figures and token vectors in TensorBoard."""
+        board = TensorBoard(self.run.path / "tensorboard")
+        board.hparams(settings, results["test"]["metrics"])
+        named = [v for v in self._judge.weights if v.path.endswith("embeddings")]
+        tokens = self.task.tokenizer.tokens
+        for variable in named[:1]:
+            if len(variable.shape) == 2 and variable.shape[0] == len(tokens):
+                board.projector(variable.numpy(), tokens)
+        board.close()
 
     # The rest is how it is done.
 

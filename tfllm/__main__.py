@@ -1,0 +1,7 @@
+"""`python -m tfllm`."""
+
+import sys
+
+from tfllm.cli.main import main
+
+sys.exit(main())

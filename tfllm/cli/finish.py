@@ -1,0 +1,61 @@
+"""The end of every recipe: results, model card, export, the next commands."""
+
+from tfllm.core.console import note, table
+from tfllm.evaluation.report import results_table
+from tfllm.training.model_card import write_model_card
+from tfllm.training.run import RunDirectory, cpu_name
+
+
+def finish(run: RunDirectory, config, opened, results: dict, files: list[dict]) -> int:
+    """Writes the card, exports if asked, prints results and what to type next.
+
+    Args:
+        run: The run directory.
+        config: The run's configuration.
+        opened: The run as `tasks.runs.load_run` opened it.
+        results: What `eval/results.json` holds.
+        files: `path`, `sha256` and `rows` of the data files.
+
+    Returns:
+        The exit status, 0.
+    """
+    name = config.export_name or run.path.name.rsplit("-", 1)[-1]
+    path = run.path
+    count = sum(int(v.numpy().size) for v in opened.model.weights)
+    task = opened.task
+    write_model_card(
+        path,
+        about=f"A {task.name.replace('_', ' ')} model trained with tfllm.",
+        facts={
+            "architecture": config.model,
+            "parameters": f"{count:,}",
+            "labels": ", ".join(task.labels[:20]) + (" …" * (len(task.labels) > 20)),
+            "tokenizer": f"{task.tokenizer.kind}, {task.tokenizer.vocabulary_size:,}",
+            "longest text": f"{task.max_length} tokens",
+            "precision of training": config.precision,
+            "trained on": cpu_name(),
+        },
+        files=files,
+        results=results,
+        commands=[f'tfllm predict {path} --text "…"', f"tfllm export {path}"],
+    )
+    exported = None
+    if config.export:
+        from tfllm.serving.runs import export_run
+
+        exported = export_run(opened, name)
+    show(run, exported)
+    return 0
+
+
+def show(run: RunDirectory, exported=None) -> int:
+    """Prints a finished run's results and the next commands; returns 0."""
+    table("Results", *results_table(run.results()))
+    commands = [
+        f"tensorboard --logdir {run.path}",
+        f'tfllm predict {run.path} --text "…"',
+        f"tfllm check {exported}" if exported else f"tfllm export {run.path}",
+    ]
+    note(f"Run: {run.path}  (report: {run.path}/eval/report.md)")
+    note("Next:\n" + "\n".join(f"  {command}" for command in commands))
+    return 0
