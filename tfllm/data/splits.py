@@ -75,7 +75,7 @@ def load_splits(flags: DataFlags, sample: str, seed: int = 0) -> dict[str, Recor
         splits["train"] = drop_duplicates(splits["train"])
     for name in ("test", "validation"):
         if name not in splits:
-            splits["train"], splits[name] = hold_out(splits["train"], seed)
+            splits["train"], splits[name] = hold_out(splits["train"], f"{seed} {name}")
             note(f"{name}: {len(splits[name]):,} rows held out from the training rows")
     if flags.drop_leaked:
         others = (splits["validation"], splits["test"])
@@ -87,18 +87,17 @@ def load_splits(flags: DataFlags, sample: str, seed: int = 0) -> dict[str, Recor
     }
 
 
-def hold_out(records: Records, seed: int = 0) -> tuple[Records, Records]:
+def hold_out(records: Records, seed: object = 0) -> tuple[Records, Records]:
     """Splits rows in two by a hash of their text: (the rest, what is held out).
 
     A text and its repetitions fall on the same side, whatever their order, so that
     nothing that is held out can be learned by heart.
     """
     size = len(records)
-    wanted = min(max(SHARE * size, FEWEST), MOST_SHARE * size)
-    share = int(wanted / max(size, 1) * 2**32)
-    chosen = [
-        int(sha256(f"{seed}\0{text_key(row)}")[:8], 16) < share for row in records.rows
-    ]
+    wanted = int(min(max(SHARE * size, FEWEST), MOST_SHARE * size))
+    hashes = [sha256(f"{seed}\0{text_key(row)}") for row in records.rows]
+    last = sorted(hashes)[max(wanted, 1) - 1] if hashes else ""
+    chosen = [value <= last for value in hashes]
     parts = (
         [row for row, held in zip(records.rows, chosen, strict=True) if held == side]
         for side in (False, True)
