@@ -1,5 +1,6 @@
 """The C API loader, here and in a process of its own."""
 
+import io
 import json
 import subprocess
 import sys
@@ -7,7 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from tfllm.serving.c_api import ModelError, Process, SavedModel
+from tfllm.serving import check
+from tfllm.serving.c_api import ModelError, Process, SavedModel, main
 
 REQUEST = {
     "text": [
@@ -156,3 +158,39 @@ def test_memory_stays(here):
     for _ in range(1500):  # 14 kB of text in and three times that out, each
         here.run("serving_default", REQUEST)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000
+
+
+def test_the_loop_over_lines(echo, monkeypatch, capsys):
+    lines = [
+        {"signature": "product", "inputs": {"x": [[2, 1]]}},
+        {"signature": "product", "inputs": {}},
+        ["no object"],
+        {"inputs": {**ONE, "text": [{"b64": "/wA="}]}},
+    ]
+    sent = "\n".join(map(json.dumps, lines)) + "\n{"
+    stdin = io.TextIOWrapper(io.BytesIO(sent.encode()))
+    monkeypatch.setattr(sys, "stdin", stdin)
+    assert main([str(echo)]) == 0
+    hello, *answers = map(json.loads, capsys.readouterr().out.splitlines())
+    assert hello["load_seconds"] > 0
+    assert answers[0]["outputs"] == {"y": [[4.0]]} and answers[0]["seconds"] > 0
+    assert ["error" in answer for answer in answers] == [False, True, True, False, True]
+    assert answers[3]["outputs"]["same_bytes"] == [{"b64": "/wA="}]
+    assert main([str(echo / "none")]) == 2
+    assert json.loads(capsys.readouterr().out)["error"].startswith("NOT_FOUND")
+    assert main([]) == 2
+
+
+def test_tensorflow_text_ops_are_found(tf, tmp_path):
+    text_ops = pytest.importorskip("tensorflow_text")
+    tokens = tf.function(
+        lambda text: {
+            "tokens": text_ops.WhitespaceTokenizer().tokenize(text).to_tensor()
+        }
+    ).get_concrete_function(text=tf.TensorSpec([None], tf.string))
+    tf.saved_model.save(tf.Module(), tmp_path, signatures=tokens)
+    with Process(tmp_path) as process:
+        found = process.run("serving_default", {"text": ["one two", "three"]})
+    assert found["tokens"].tolist() == [["one", "two"], ["three", ""]]
+    report = check.check(tmp_path, timing_seconds=0.01)
+    assert any("2.20.0 or later: TFText>" in warning for warning in report.warnings)

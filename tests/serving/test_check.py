@@ -179,7 +179,26 @@ def test_refusals_are_warnings(tf, tmp_path):
     save(tf, strict, tmp_path)
     report = check.check(tmp_path, timing_seconds=0.01)
     assert report.sound  # `points` is padded to the longest row: not a difference
-    assert any("refuses invalid UTF-8 (INVALID_ARGUMENT)" in w for w in report.warnings)
+    refusal = "refuses invalid UTF-8 as input (INVALID_ARGUMENT)"
+    assert any(refusal in warning for warning in report.warnings)
+
+
+def test_odd_numbers(tf, tmp_path):
+    function = tf.function(
+        lambda text, n, x: {
+            "root": tf.sqrt(x),
+            "tail": tf.repeat(text[:, None], tf.minimum(tf.reduce_max(n), 3), axis=1),
+        }
+    )
+    concrete = function.get_concrete_function(
+        text=tf.TensorSpec([None], tf.string),
+        n=tf.TensorSpec([None], tf.int32),
+        x=tf.TensorSpec([None], tf.float32),
+    )
+    tf.saved_model.save(tf.Module(), tmp_path, signatures=concrete)
+    report = check.check(tmp_path, timing_seconds=0.01)
+    assert "serving_default: x = -1.0 gives NaN in root" in report.problems
+    assert any("refuses n = -1 (" in warning for warning in report.warnings)
 
 
 def test_a_stuck_graph(tf, tmp_path):

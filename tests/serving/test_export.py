@@ -152,6 +152,17 @@ def test_versions_increase(ex, tiny, tmp_path):
     assert "Version 11" in (tmp_path / "tiny" / "README.md").read_text()
 
 
+def test_a_number_taken_meanwhile(ex, tiny, tmp_path, monkeypatch):
+    whole = check.check
+
+    def meanwhile(*arguments, **options):
+        (tmp_path / "tiny" / "1" / "variables").mkdir(parents=True)
+        return whole(*arguments, **options)
+
+    monkeypatch.setattr(check, "check", meanwhile)
+    assert export_tiny(ex, tiny, tmp_path) == tmp_path / "tiny" / "2"
+
+
 def test_training_answers_must_agree(ex, tf, tiny, tmp_path):
     scores = tiny.answer(tf.constant(TEXTS))["score"].numpy()
     right = {"serving_default": {"score": (scores + 5e-5).tolist()}}
@@ -214,6 +225,9 @@ def test_misuse_is_told(ex, tf, tiny, tmp_path):
         export_tiny(ex, tiny, tmp_path, variables=[])
     with pytest.raises(ValueError, match="needs samples for text"):
         export_tiny(ex, tiny, tmp_path, samples={})
+    with pytest.raises(ValueError, match="no output proba"):
+        expected = {"serving_default": {"proba": [1]}}
+        export_tiny(ex, tiny, tmp_path, expected=expected)
     with pytest.raises(UserError, match="no name for a model"):
         export_tiny(ex, tiny, tmp_path, name="../up")
     scalar = ex.Signature("s", lambda x: {"y": x}, {"x": tf.TensorSpec([], tf.float32)})

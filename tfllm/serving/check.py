@@ -40,6 +40,11 @@ _HOSTILE = {
     "100,000 words": "very good " * 50_000,
     "100,000 Chinese characters": "好" * 100_000,
 }
+_ODD = {
+    "int32": (0, -1, 2**31 - 1),
+    "int64": (0, -1, 2**63 - 1),
+    "float32": (0.0, -1.0, 1e30),
+}
 
 
 @dataclasses.dataclass
@@ -251,32 +256,39 @@ def _check_signature(name, ask, inputs, sample, report: CheckReport) -> None:
 
 
 def _check_hostile(name, ask, info, inputs, report: CheckReport) -> None:
-    texts = [key for key, tensor in info.inputs.items() if tensor.dtype == "string"]
-    if not texts:
-        return
     first = {key: values[:1] for key, values in inputs.items()}
+    kinds = {key: tensor.dtype for key, tensor in info.inputs.items()}
+    texts = [key for key, kind in kinds.items() if kind == "string"]
+    odd = [(f"{w} as input", dict.fromkeys(texts, v)) for w, v in _HOSTILE.items()]
+    odd = [
+        *(odd if texts else []),
+        *(
+            (f"{key} = {v}", {key: v})
+            for key in kinds
+            for v in _ODD.get(kinds[key], ())
+        ),
+    ]
     alone, refused, answered = ask(first), [], []
-    for words, text in _HOSTILE.items():
+    for words, change in odd:
+        shaped = {
+            key: np.full(np.shape(first[key]), value, dtype=object).tolist()
+            for key, value in change.items()
+        }
         try:
-            answer = ask(first | {key: [text] for key in texts})
+            answer = ask(first | shaped)
         except c_api.ModelError as error:
             if error.code == c_api.GONE:
-                message = f"{words} as input: {str(error).partition(': ')[2]}"
+                message = f"{words}: {str(error).partition(': ')[2]}"
                 raise c_api.ModelError(message, error.code) from None
             refused.append(f"{words} ({error.code})")
             continue
-        answered.append(text)
-        bad = [
-            k for k, v in answer.items() if v.dtype.kind == "f" and np.isnan(v).any()
-        ]
-        if bad:
-            report.problems.append(f"{name}: {words} as input gives NaN in {bad[0]}")
+        answered.append(first | shaped)
+        floats = [k for k, v in answer.items() if v.dtype.kind == "f"]
+        if bad := [k for k in floats if np.isnan(answer[k]).any()]:
+            report.problems.append(f"{name}: {words} gives NaN in {bad[0]}")
     if refused and set(texts) != {"inputs"}:  # `inputs` are tf.Examples
         report.warnings.append(f"{name}: refuses {', '.join(refused)}")
-    crowd = {
-        key: [values[0]] + (answered if key in texts else [values[0]] * len(answered))
-        for key, values in inputs.items()
-    }
+    crowd = {key: [row[key][0] for row in (first, *answered)] for key in first}
     for key, value in ask(crowd).items():
         if difference := _difference(alone[key], value[:1]):
             report.problems.append(
