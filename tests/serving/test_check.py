@@ -76,6 +76,21 @@ def test_wrong_answers(copy):
     assert "score is not what was recorded" in found
 
 
+def test_the_order_of_equal_classes_is_free(copy):
+    def change(outputs, record):
+        outputs["labels"] = [row[::-1] for row in outputs["labels"]]
+        outputs["scores"] = [row[::-1] for row in outputs["scores"]]
+
+    change_record(copy, change)
+    assert not problems(copy)
+
+    def names_only(outputs, record):
+        outputs["labels"] = [row[::-1] for row in outputs["labels"]]
+
+    change_record(copy, names_only)
+    assert "scores is not what was recorded" in problems(copy)
+
+
 def test_records_that_do_not_fit(copy):
     change_record(copy, lambda outputs, record: outputs.update(extra=[1]))
     assert "output 'extra' was recorded and is gone" in problems(copy)
