@@ -1,0 +1,250 @@
+"""The training step against a step written out by hand."""
+
+from types import SimpleNamespace
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfllm.training.optimizers import Schedule, adamw
+from tfllm.training.step_tf import TrainingModel
+
+VOCABULARY, LENGTH = 23, 12
+
+
+class TokenTask:
+    """Predicts a function of every token: a loss with uneven counts."""
+
+    def loss_counts(self, batch):
+        return {"loss": tf.reduce_sum(tf.cast(batch["padding_mask"], "float32"))}
+
+    def loss_sums(self, outputs, batch):
+        losses = keras.ops.sparse_categorical_crossentropy(
+            batch["target"], outputs, from_logits=True
+        )
+        mask = tf.cast(batch["padding_mask"], "float32")
+        # `poison` is 1, or NaN where a row is to overflow.
+        return {"loss": tf.reduce_sum(losses * mask * batch["poison"][:, None])}
+
+    def metric_sums(self, outputs, batch):
+        return {}
+
+
+def make_core(l2=0.0, dtype=None):
+    keras.utils.set_random_seed(3)
+    regularizer = keras.regularizers.L2(l2) if l2 else None
+    ids = keras.Input((None,), dtype="int32", name="token_ids")
+    x = keras.layers.Embedding(VOCABULARY, 8, name="embed", dtype=dtype)(ids)
+    x = keras.layers.Dense(16, "gelu", name="hidden", dtype=dtype)(x)
+    x = keras.layers.Dense(
+        VOCABULARY, kernel_regularizer=regularizer, name="out", dtype=dtype
+    )(x)
+    return keras.Model({"token_ids": ids}, keras.ops.cast(x, "float32"))
+
+
+def batches(steps, rows=8, bad_step=None):
+    """Steps of `rows` rows with uneven numbers of tokens."""
+    random = np.random.default_rng(0)
+    for step in range(steps):
+        ids = random.integers(1, VOCABULARY, (rows, LENGTH)).astype("int32")
+        counts = random.integers(1, LENGTH + 1, rows)
+        mask = (np.arange(LENGTH) < counts[:, None]).astype("int32")
+        poison = np.ones(rows, "float32")
+        if step == bad_step:
+            poison[-1] = np.nan
+        yield {
+            "token_ids": ids,
+            "padding_mask": mask,
+            "target": (ids * 7) % VOCABULARY,
+            "poison": poison,
+        }
+
+
+def split(batch, parts):
+    for part in range(parts):
+        yield {name: np.split(value, parts)[part] for name, value in batch.items()}
+
+
+def dataset(steps, parts=1, **options):
+    def generate():
+        for batch in batches(steps, **options):
+            yield from split(batch, parts)
+
+    first = next(generate())
+    signature = {
+        name: tf.TensorSpec([None, *value.shape[1:]], value.dtype)
+        for name, value in first.items()
+    }
+    return tf.data.Dataset.from_generator(generate, output_signature=signature)
+
+
+def two_replicas():
+    if len(tf.config.list_logical_devices("CPU")) < 2:
+        pytest.skip("TensorFlow started before two devices could be made")
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
+def train(steps=50, parts=1, strategy=None, optimizer=None, data=None, **options):
+    scope = (strategy or tf.distribute.get_strategy()).scope()
+    with scope:
+        core = make_core(options.pop("l2", 0.0))
+        optimizer = optimizer() if optimizer else keras.optimizers.SGD(0.5)
+        optimizer.build(core.trainable_variables)
+    micro = 1 if strategy else parts
+    model = TrainingModel(
+        core, TokenTask(), optimizer, micro_batches=micro, strategy=strategy, **options
+    )
+    data = data if data is not None else dataset(steps, parts)
+    if strategy:
+        data = strategy.distribute_datasets_from_function(lambda context, d=data: d)
+    rows = []
+    record = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: rows.append(dict(logs))
+    )
+    model.fit(data, steps_per_epoch=steps, verbose=0, callbacks=[record], shuffle=False)
+    weights = np.concatenate([w.ravel() for w in core.get_weights()])
+    return SimpleNamespace(weights=weights, logs=rows, model=model, core=core)
+
+
+@pytest.mark.parametrize("bad_step", [None, 7])
+def test_accumulation_gives_the_same_weights(bad_step):
+    one = train(data=dataset(50, 1, bad_step=bad_step), clip_norm=0.05)
+    four = train(parts=4, data=dataset(50, 4, bad_step=bad_step), clip_norm=0.05)
+    assert np.abs(one.weights - four.weights).max() < 1e-5
+    skipped = [log["bad_step"] for log in four.logs]
+    assert sum(skipped) == (0 if bad_step is None else 1)
+    assert int(four.model.optimizer.iterations) == 50 - int(sum(skipped))
+
+
+def test_two_replicas_give_the_same_weights():
+    strategy = two_replicas()
+    one = train(data=dataset(50, 1, bad_step=7), clip_norm=0.05)
+    two = train(
+        strategy=strategy, data=dataset(50, 2, bad_step=7), clip_norm=0.05, parts=2
+    )
+    assert np.abs(one.weights - two.weights).max() < 1e-5
+    assert [log["bad_step"] for log in two.logs].index(1.0) == 7
+
+
+def test_loss_is_nats_a_real_token():
+    """At 12 % fill, Keras' mean over all positions would show an eighth of it."""
+    batch = next(batches(1))
+    batch["padding_mask"] = np.zeros_like(batch["padding_mask"])
+    batch["padding_mask"][:, :1] = 1
+    batch["padding_mask"][0, :4] = 1
+    signature = {
+        name: tf.TensorSpec([None, *v.shape[1:]], v.dtype) for name, v in batch.items()
+    }
+    data = tf.data.Dataset.from_generator(lambda: [batch], output_signature=signature)
+    core = make_core()
+    logits = np.asarray(core({"token_ids": batch["token_ids"]}), "float64")
+    log_z = np.log(np.exp(logits).sum(-1))
+    picked = np.take_along_axis(logits, batch["target"][..., None], -1)[..., 0]
+    mask = batch["padding_mask"]
+    expected = ((log_z - picked) * mask).sum() / mask.sum()
+    result = train(steps=1, data=data)
+    assert result.logs[0]["loss"] == pytest.approx(expected, rel=1e-5)
+    assert result.logs[0]["tokens"] == mask.sum()
+    assert result.logs[0]["positions"] == mask.size
+
+
+def test_clipping_is_by_the_norm_of_the_whole_gradient():
+    free, clipped = train(steps=1), train(steps=1, clip_norm=0.01)
+    start = np.concatenate([w.ravel() for w in make_core().get_weights()])
+    step, clipped_step = free.weights - start, clipped.weights - start
+    assert free.logs[0]["grad_norm"] == pytest.approx(
+        np.linalg.norm(step) / 0.5, rel=1e-4
+    )
+    assert np.linalg.norm(clipped_step) == pytest.approx(0.5 * 0.01, rel=1e-3)
+
+
+def test_l2_is_added_once():
+    plain, one = train(steps=1), train(steps=1, l2=0.1)
+    four = train(steps=1, parts=4, l2=0.1)
+    kernel = make_core().get_layer("out").kernel.numpy()
+    penalty = 0.1 * (kernel**2).sum()
+    assert one.logs[0]["loss"] - plain.logs[0]["loss"] == pytest.approx(
+        penalty, rel=1e-4
+    )
+    assert four.logs[0]["loss"] == pytest.approx(one.logs[0]["loss"], rel=1e-5)
+
+
+def test_adamw_matches_keras_and_spares_biases():
+    core = make_core()
+    optimizer = adamw(
+        core.trainable_variables, learning_rate=1e-2, total_steps=5, weight_decay=0.5
+    )
+    decayed = [optimizer._use_weight_decay(v) for v in core.trainable_variables]
+    names = [v.path.rsplit("/", 1)[-1] for v in core.trainable_variables]
+    assert [n for n, d in zip(names, decayed, strict=True) if not d] == ["bias", "bias"]
+    model = TrainingModel(core, TokenTask(), optimizer)
+    reference = make_core()
+    own = keras.optimizers.AdamW(
+        Schedule(1e-2, 5), weight_decay=0.5, beta_2=0.999, epsilon=1e-8
+    )
+    own.exclude_from_weight_decay(var_names=["bias"])
+    model.fit(dataset(5), steps_per_epoch=5, verbose=0, shuffle=False)
+    for batch in batches(5):
+        with tf.GradientTape() as tape:
+            outputs = reference({"token_ids": batch["token_ids"]})
+            sums = TokenTask().loss_sums(outputs, batch)["loss"]
+            loss = sums / batch["padding_mask"].sum()
+        variables = reference.trainable_variables
+        gradients = tape.gradient(loss, [v.value for v in variables])
+        own.apply([tf.convert_to_tensor(g) for g in gradients], variables)
+    for ours, theirs in zip(core.get_weights(), reference.get_weights(), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-6)
+
+
+def test_moving_average_of_the_weights():
+    result = train(steps=3, ema_decay=0.9)
+    core, history = make_core(), []
+    optimizer = keras.optimizers.SGD(0.5)
+    optimizer.build(core.trainable_variables)
+    single = TrainingModel(core, TokenTask(), optimizer)
+    keep = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: history.append(
+            core.get_weights()[0].copy()
+        )
+    )
+    average = core.get_weights()[0].copy()
+    single.fit(
+        dataset(3), steps_per_epoch=3, verbose=0, callbacks=[keep], shuffle=False
+    )
+    for step, weights in enumerate(history):
+        decay = min(0.9, (1 + step) / (10 + step))
+        average = decay * average + (1 - decay) * weights
+    np.testing.assert_allclose(result.model.ema[0].numpy(), average, atol=1e-6)
+
+
+def test_float16_overflow_halves_the_scale_and_skips():
+    with_half = make_core(dtype="mixed_float16")
+    optimizer = keras.optimizers.SGD(0.1)
+    optimizer.build(with_half.trainable_variables)
+    model = TrainingModel(with_half, TokenTask(), optimizer)
+    before = with_half.get_weights()
+    model.fit(dataset(1, bad_step=0), steps_per_epoch=1, verbose=0, shuffle=False)
+    assert float(model.loss_scale) == 2.0**14
+    for old, new in zip(before, with_half.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+    model.fit(dataset(1), steps_per_epoch=1, verbose=0, shuffle=False)
+    assert int(model.good_steps) == 1
+    assert any(
+        not np.array_equal(old, new)
+        for old, new in zip(before, with_half.get_weights(), strict=True)
+    )
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine", "constant"])
+def test_schedule_warms_up_and_falls(kind):
+    schedule = Schedule(1e-3, 100, 10, kind)
+    rates = [float(schedule(step)) for step in range(100)]
+    assert rates[0] == pytest.approx(1e-4)
+    assert rates[9] == pytest.approx(1e-3) and max(rates) <= 1.0001e-3
+    assert np.all(np.diff(rates[:10]) > 0) and np.all(np.diff(rates[10:]) <= 1e-12)
+    assert 0 < rates[-1] <= (1.001e-3 if kind == "constant" else 2e-5)
+    again = Schedule.from_config(schedule.get_config())
+    assert float(again(37)) == float(schedule(37))
+    with pytest.raises(ValueError, match="square"):
+        Schedule(1e-3, 100, 10, "square")
