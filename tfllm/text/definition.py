@@ -24,6 +24,28 @@ WHOLE_WORDS = rf"{SPACED}+|[{UNSPACED}]+|\S"
 _ENDS = {"Regex": WORD_ENDS}
 MARKED_WORDS = rf"{MARK}{SPACED}+{MARK}|[{UNSPACED}]+|\S"
 
+# The patterns by which others cut text before BPE; one group of digits is 3 or 1 long.
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+SPLIT_RULES = {
+    _GPT2: "gpt2",
+    _LLAMA3: "llama3",
+    _LLAMA3.replace("{1,3}", ""): "qwen2",
+}
+SPLIT_PATTERNS = {rule: pattern for pattern, rule in SPLIT_RULES.items()}
+
+METASPACE_DECODER = {
+    "type": "Sequence",
+    "decoders": [
+        {"type": "Replace", "pattern": {"String": MARK}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+        {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+    ],
+}
 FORMS = ("NFC", "NFD", "NFKC", "NFKD")
 ROLE_NAMES = {
     "pad": ("[PAD]", "<pad>", "<|pad|>", "<|finetune_right_pad_id|>"),
@@ -43,20 +65,25 @@ def complete(definition: dict) -> dict:
     Truncation and padding are dropped: they belong to a call, not to a tokenizer.
     """
     definition = json.loads(json.dumps(definition))
-    if "model" not in definition or "vocab" not in definition["model"]:
+    model = definition.get("model")
+    if not isinstance(model, dict) or "vocab" not in model:
         raise UserError("this JSON is no tokenizer", fix="Give a tokenizer.json.")
     definition |= {"version": "1.0", "truncation": None, "padding": None}
     definition.setdefault("added_tokens", [])
     for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
         definition.setdefault(part, None)
     model = definition["model"]
-    if "type" not in model:
+    if not model.get("type"):
         model["type"] = "BPE" if "merges" in model else "WordPiece"
     if model["type"] == "Unigram":
         # Rounded so that sums are exact in float64, in whatever order one adds
         # (SentencePiece's own scores are float32 and stay as they are).
         scale = 2.0**32
         model["vocab"] = [[t, round(s * scale) / scale] for t, s in model["vocab"]]
+    for part in steps(definition["post_processor"], "processors"):
+        part.pop("trim_offsets", None)
+        if part["type"] in ("ByteLevel", "RobertaProcessing"):
+            part["trim_offsets"] = False  # offsets are those of the whole token
     if model.get("dropout"):
         model["dropout"] = None  # a tokenizer that answers differently each time
     return definition

@@ -102,6 +102,13 @@ def next_true(mask: tf.Tensor) -> tf.Tensor:
     return tf.gather(at, counts_before(mask)[:-1])
 
 
+def latest(mask, values):
+    """`values` at the last index <= i where the mask holds; 0 before the first."""
+    at = tf.reshape(tf.where(mask), [-1])
+    known = tf.concat([[0], tf.gather(values, at)], 0)
+    return tf.gather(known, tf.cumsum(tf.cast(mask, tf.int32)))
+
+
 def chain(seeds: tf.Tensor, jump: tf.Tensor) -> tf.Tensor:
     """Everything reached from the seeds by jumps; bool `[T]`.
 
@@ -140,6 +147,7 @@ class CodeTable(tf.Module):
         self.index = tf.constant(index.reshape(-1) * 128, tf.int32)
 
     def __call__(self, codes: tf.Tensor) -> tf.Tensor:
+        """The values of code points."""
         block = tf.gather(self.index, tf.bitwise.right_shift(codes, 7))
         return tf.gather(self.blocks, block + tf.bitwise.bitwise_and(codes, 127))
 
@@ -172,6 +180,7 @@ class IntTable(tf.Module):
         self.table = tf.lookup.StaticHashTable(initializer, -1)
 
     def __call__(self, keys: tf.Tensor) -> tf.Tensor:
+        """The values of keys."""
         return self.table.lookup(keys)
 
 
@@ -275,6 +284,7 @@ class CharMap(tf.Module):
         self.flat = tf.constant(flat or [0], tf.int32)
 
     def __call__(self, chars: Chars) -> Chars:
+        """The texts with them replaced."""
         record = self.record(chars.codes)
         shift = tf.gather(self.shifts, record)
         if self.single:
@@ -312,22 +322,90 @@ def normalizer(definition: dict, bert: bool) -> list:
             simple.clear()
 
     for step in defs.normalizers(definition):
-        pattern = step.get("pattern", {})
+        pattern, content = step.get("pattern", {}), step.get("content")
         regex = pattern.get("Regex", "")
+        if regex in (defs.APOSTROPHE, defs.WORD_ENDS):
+            continue  # the pre-tokenizer of words does it
         if step["type"] == "BertNormalizer" and bert:
             # Spaces around Chinese characters are left to the pre-tokenizer.
             simple.append(step | {"handle_chinese_chars": False})
-        elif step["type"] in ("Lowercase", "StripAccents", "Nmt", *defs.FORMS):
+            continue
+        one = len(pattern.get("String", "")) == 1 or is_one_class(regex)
+        if one or step["type"] in ("Lowercase", "StripAccents", "Nmt", *defs.FORMS):
             simple.append(step)
-        elif len(pattern.get("String", "")) == 1 or is_one_class(regex):
-            simple.append(step)
-        elif regex in (defs.APOSTROPHE, defs.WORD_ENDS):
-            continue  # the pre-tokenizer of words does it
+            continue
+        flush()
+        if step["type"] == "Strip":
+            functions.append(Strip(step))
+        elif step["type"] == "Prepend":
+            functions.append(Prepend(step["prepend"]))
+        elif regex == " {2,}" and len(content) == 1:
+            functions.append(Squeeze(content))
         else:
-            flush()
-            raise UserError(f"normalizer {json.dumps(step)} is not known to the graph")
+            raise UserError(f"normalizer {json.dumps(step)} is not in the graph")
     flush()
     return functions
+
+
+class Strip(tf.Module):
+    """Drops white space at the ends of texts."""
+
+    def __init__(self, step: dict):
+        super().__init__()
+        blank = np.zeros(probe.NUM_CODES, np.int32)
+        blank[list(probe.stripped())] = 1
+        self.blank = CodeTable(blank)
+        self.left, self.right = step["strip_left"], step["strip_right"]
+
+    def __call__(self, chars: Chars) -> Chars:
+        """The texts without it."""
+        before = counts_before(tf.equal(self.blank(chars.codes), 0))
+        row = segment_ids(chars.splits, chars.size)
+        kept = tf.fill([chars.size], True)
+        if self.left:
+            kept &= before[1:] > tf.gather(before, tf.gather(chars.splits, row))
+        if self.right:
+            kept &= before[:-1] < tf.gather(before, tf.gather(chars.splits, row + 1))
+        return chars.keep(kept)
+
+
+class Squeeze(tf.Module):
+    """Two or more spaces become one character."""
+
+    def __init__(self, content: str):
+        super().__init__()
+        self.content = ord(content)
+
+    def __call__(self, chars: Chars) -> Chars:
+        """The texts with single spaces."""
+        space, edge = tf.equal(chars.codes, 0x20), marked(chars.splits, chars.size)
+        again = space & shifted(space, 1, False) & ~edge
+        follows = shifted(again, -1, False)
+        codes = tf.where(follows | again, self.content, chars.codes)
+        return dataclasses.replace(chars, codes=codes).keep(~follows)
+
+
+class Prepend(tf.Module):
+    """Puts characters before every text that is not empty."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.codes = tf.constant(code_tuple(text), tf.int32)
+
+    def __call__(self, chars: Chars) -> Chars:
+        """The texts with them."""
+        size, extra = chars.size, tf.size(self.codes)
+        first = marked(chars.splits, size)
+        lengths = 1 + tf.cast(first, tf.int32) * extra
+        ends = tf.cumsum(lengths)
+        index = segment_ids(tf.concat([[0], ends], 0), tf.reduce_sum(lengths))
+        place = tf.range(tf.size(index)) - tf.gather(ends - lengths, index)
+        place = tf.where(tf.gather(first, index), place, extra)
+        before = tf.concat([[0], ends], 0)
+        codes = tf.gather(chars.codes, index)
+        new = tf.gather(self.codes, tf.minimum(place, extra - 1))
+        codes = tf.where(place < extra, new, codes)
+        return dataclasses.replace(chars.take(index, before), codes=codes)
 
 
 def is_one_class(pattern: str) -> bool:
@@ -385,6 +463,7 @@ class Characters(tf.Module):
         self.table = CodeTable(table)
 
     def __call__(self, chars: Chars) -> Tokens:
+        """Their tokens."""
         return Tokens(self.table(chars.codes), chars.splits, chars.start, chars.end)
 
 
@@ -423,6 +502,7 @@ class Words(tf.Module):
         self.words = StringTable(kept)
 
     def __call__(self, chars: Chars) -> Tokens:
+        """Their tokens."""
         kinds = self.classes(chars.codes)
         # An apostrophe between two letters is a letter (of the same text).
         row_start = marked(chars.splits, chars.size)
@@ -586,6 +666,430 @@ class Lattice(tf.Module):
         return token & ~again, piece
 
 
+class Unigram(tf.Module):
+    """SentencePiece's unigram model over whole texts."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        super().__init__()
+        definition, model = tokenizer.definition, tokenizer.definition["model"]
+        if defs.pre_tokenizers(definition):
+            raise UserError("unigram with a pre-tokenizer is not in the graph")
+        pieces = {t: (i, s) for i, (t, s) in enumerate(model["vocab"]) if t}
+        lowest = min(score for _, score in model["vocab"])
+        self.lattice = Lattice(pieces, model["unk_id"], lowest - 10.0)
+        if model.get("byte_fallback"):
+            raise UserError("unigram with bytes is not in the graph")
+
+    def __call__(self, chars: Chars) -> Tokens:
+        """Their tokens."""
+        edge = marked(chars.splits, chars.size)
+        every = tf.fill([chars.size], True)
+        starts, ids = self.lattice(chars, edge, every, edge)
+        index = tf.cast(tf.reshape(tf.where(starts), [-1]), tf.int32)
+        ends = tf.concat([index[1:], [chars.size]], 0) - 1
+        return tokens_at(chars, starts, ends, tf.gather(ids, index))
+
+
+class WordPiece(tf.Module):
+    """BERT's words, and the longest pieces from left to right in unknown ones."""
+
+    SPACE, INNER, ALONE = range(3)
+
+    def __init__(self, tokenizer: Tokenizer):
+        super().__init__()
+        definition = tokenizer.definition
+        model = definition["model"]
+        classes = np.select(
+            [probe.bert_classes() == 1, probe.bert_classes() == 2],
+            [self.SPACE, self.ALONE],
+            self.INNER,
+        )
+        for step in defs.normalizers(definition):
+            if step["type"] == "BertNormalizer" and step["handle_chinese_chars"]:
+                quiet = dict.fromkeys(("clean_text", "strip_accents", "lowercase"), False)
+                classes[list(probe.mapped(json.dumps([step | quiet])))] = self.ALONE
+        if [s["type"] for s in defs.pre_tokenizers(definition)] != ["BertPreTokenizer"]:
+            raise UserError("wordpiece without BERT's pre-tokenizer is not in the graph")
+        self.classes = CodeTable(classes)
+        self.unk_id = model["vocab"][model["unk_token"]]
+        self.longest = model.get("max_input_chars_per_word", 100)
+        prefix = model.get("continuing_subword_prefix", "##")
+        self.words = StringTable(model["vocab"])
+        inner = {
+            code_tuple(t[len(prefix) :]): i
+            for t, i in model["vocab"].items()
+            if t.startswith(prefix) and len(t) > len(prefix)
+        }
+        outer = {code_tuple(t): i for t, i in model["vocab"].items() if t}
+        self.trie = Trie(outer, inner)
+
+    def __call__(self, chars: Chars) -> Tokens:
+        """Their tokens."""
+        kinds = self.classes(chars.codes)
+        inner = tf.equal(kinds, self.INNER)
+        row_start = marked(chars.splits, chars.size)
+        continued = inner & shifted(inner, 1, False) & ~row_start
+        solid = tf.not_equal(kinds, self.SPACE)
+        chars = chars.keep(solid)
+        starts = tf.boolean_mask(~continued, solid)
+        size = chars.size
+        index = tf.cast(tf.reshape(tf.where(starts), [-1]), tf.int32)
+        splits = tf.concat([index, [size]], 0)
+        lengths = splits[1:] - splits[:-1]
+        ids = tf.where(lengths > self.longest, self.unk_id, self.words(chars.codes, splits))
+        todo = ids < 0
+
+        def whole():
+            return tokens_at(chars, starts, splits[1:] - 1, ids)
+
+        def cut():
+            word = tf.cumsum(tf.cast(starts, tf.int32)) - 1
+            at = tf.cast(tf.reshape(tf.where(tf.gather(todo, word)), [-1]), tf.int32)
+            first = tf.gather(starts, at)
+            ends = tf.gather(splits, tf.gather(word, at) + 1)
+            found = self.trie(chars.codes, at, ends, tf.cast(~first, tf.int32))
+            lengths = tf.range(1, self.trie.depth + 1)
+            longest = tf.reduce_max(tf.where(found < 0, 0, lengths), 1)
+            count = tf.size(at)
+            here = tf.range(count)
+            jump = tf.where(longest > 0, here + longest, count)
+            reached = chain(first, jump)
+            # A word with a part that no piece fits is unknown as a whole.
+            number = tf.cumsum(tf.cast(first, tf.int32)) - 1
+            stuck = tf.cast(reached & tf.equal(longest, 0), tf.int32)
+            stuck = tf.math.unsorted_segment_max(stuck, number, count) > 0
+            stuck = tf.gather(stuck, number)
+            piece = tf.gather_nd(found, tf.stack([here, tf.maximum(longest - 1, 0)], 1))
+            piece = tf.where(stuck, self.unk_id, piece)
+            reached = tf.where(stuck, first, reached)
+            known = tf.scatter_nd(index[:, None], ids, [size])
+            begins = tf.tensor_scatter_nd_update(starts, at[:, None], reached)
+            known = tf.tensor_scatter_nd_update(known, at[:, None], piece)
+            index_ = tf.cast(tf.reshape(tf.where(begins), [-1]), tf.int32)
+            ends = tf.concat([index_[1:], [size]], 0) - 1
+            return tokens_at(chars, begins, ends, tf.gather(known, index_))
+
+        return either(tf.reduce_any(todo), cut, whole)
+
+
+class BytePair(tf.Module):
+    """Byte-pair encoding, of bytes (GPT-2) or of characters (SentencePiece).
+
+    A word that is a token is looked up; in the others the pair that was learned first
+    is merged in all words at once, until there is none.
+    """
+
+    def __init__(self, tokenizer: Tokenizer):
+        super().__init__()
+        definition, model = tokenizer.definition, tokenizer.definition["model"]
+        vocab = model["vocab"]
+        for part in ("continuing_subword_prefix", "end_of_word_suffix"):
+            if model.get(part):
+                raise UserError(f"BPE with a {part} is not in the graph")
+        self.byte_level = defs.is_byte_level(definition)
+        self.fused = bool(model.get("fuse_unk"))
+        self.split = PreTokenizer(definition)
+        unk = vocab.get(model.get("unk_token"), -1)
+        if self.byte_level:
+            to_byte = defs.byte_characters()
+            by_byte = {byte: char for char, byte in to_byte.items()}
+            text = {
+                t: bytes(map(to_byte.get, t)) for t in vocab if to_byte.keys() >= {*t}
+            }
+            symbols = [vocab.get(by_byte[byte], -1) for byte in range(256)]
+        else:
+            text = {t: t.encode() for t in vocab}
+            symbols = [vocab.get(f"<0x{byte:02X}>", -1) for byte in range(256)]
+            chars = np.full(probe.NUM_CODES, -1, np.int32)
+            for token, token_id in vocab.items():
+                if len(token) == 1:
+                    chars[ord(token)] = token_id
+            self.chars = CodeTable(chars)
+            if not model.get("byte_fallback"):
+                symbols = [unk] * 256
+        self.whole_unknown = not self.byte_level and not model.get("byte_fallback")
+        self.unk_id = unk
+        self.symbols = tf.constant(symbols, tf.int32)
+        self.complete = min(symbols) >= 0
+        # Where no token goes across the start of a word, words can be cut there.
+        parts = defs.pre_tokenizers(definition)
+        self.by_word = not parts and all(defs.MARK not in t.lstrip(defs.MARK) for t in vocab)
+        merges, ranks = [], {}
+        for merge in model["merges"]:
+            left, right = merge.split(" ") if isinstance(merge, str) else merge
+            pair = vocab[left], vocab[right]
+            ranks[pair] = len(merges)
+            merges.append((*pair, vocab[left + right]))
+        table = np.array(merges or [(0, 0, 0)], np.int64)
+        self.merged = tf.constant(table[:, 2], tf.int32)
+        keys = [left * 2**32 + right for left, right in ranks]
+        self.ranks = IntTable(keys or [-1], list(ranks.values()) or [-1])
+        # A merge may be done at all places at once if what it makes takes part only
+        # in later merges; of another one only the first place is merged.
+        order = np.arange(len(table))
+        earliest = np.full(max(vocab.values()) + 1, len(table))
+        np.minimum.at(earliest, table[:, 0], order)
+        np.minimum.at(earliest, table[:, 1], order)
+        self.at_once = tf.constant(earliest[table[:, 2]] > order)
+        whole = text if model.get("ignore_merges") else _single(tokenizer, text)
+        known = {}
+        for token in whole:
+            try:
+                known[text[token].decode()] = vocab[token]
+            except UnicodeDecodeError:
+                continue  # half a character is no whole word
+        self.words = StringTable(known)
+
+    def __call__(self, chars: Chars) -> Tokens:
+        """Their tokens."""
+        chars, starts = self.split(chars)
+        size = chars.size
+        if self.by_word:
+            mark = tf.equal(chars.codes, ord(defs.MARK))
+            starts |= mark & ~shifted(mark, 1, False)
+        index = tf.cast(tf.reshape(tf.where(starts), [-1]), tf.int32)
+        splits = tf.concat([index, [size]], 0)
+        ids = self.words(chars.codes, splits)
+        todo = ids < 0
+
+        def whole():
+            return tokens_at(chars, starts, splits[1:] - 1, ids)
+
+        def cut():
+            word = tf.cumsum(tf.cast(starts, tf.int32)) - 1
+            at = tf.cast(tf.reshape(tf.where(tf.gather(todo, word)), [-1]), tf.int32)
+            begins, symbols = self.start(tf.gather(chars.codes, at))
+            at = tf.gather(at, begins)
+            symbols, first, last = self.merge(symbols, tf.gather(word, at))
+            first, last = tf.gather(at, first), tf.gather(at, last)
+            # Whole words and the parts of the others, in the order of the text.
+            done = tf.reshape(tf.where(~todo), [-1])
+            first = tf.concat([tf.gather(index, done), first], 0)
+            last = tf.concat([tf.gather(splits[1:] - 1, done), last], 0)
+            order = tf.argsort(first, stable=True)
+            first, last = tf.gather(first, order), tf.gather(last, order)
+            tokens = tf.gather(tf.concat([tf.gather(ids, done), symbols], 0), order)
+            count = tf.math.unsorted_segment_sum(tf.ones_like(first), first, size + 1)
+            before = tf.cumsum(count, exclusive=True)
+            result = Tokens(tokens, tf.gather(before, chars.splits))
+            if chars.start is not None:
+                result.start = tf.gather(chars.start, first)
+                result.end = tf.gather(chars.end, last)
+            return result
+
+        return either(tf.reduce_any(todo), cut, whole)
+
+    def start(self, codes):
+        """The first symbols of characters, and which character each is of."""
+        every = tf.range(tf.size(codes))
+        known = None if self.byte_level else self.chars(codes)
+        steps = [tf.cast(codes >= low, tf.int32) for low in (0x80, 0x800, 0x10000)]
+        lengths = 1 + steps[0] + steps[1] + steps[2]
+        if known is not None:
+            one = known >= 0 if not self.whole_unknown else tf.fill(tf.shape(codes), True)
+            lengths = tf.where(one, 1, lengths)
+        at = every * 4
+        spread = tf.raw_ops.RaggedRange(
+            starts=at, limits=at + lengths, deltas=1, Tsplits=tf.int32
+        ).rt_dense_values
+        index = tf.bitwise.right_shift(spread, 2)
+        place = tf.bitwise.bitwise_and(spread, 3)
+        length, code = tf.gather(lengths, index), tf.gather(codes, index)
+        low = tf.bitwise.right_shift(code, 6 * (length - 1 - place))
+        # The first byte holds the length in its upper bits, the others 10xxxxxx.
+        lead = tf.gather(tf.constant([0, 0, 0xC0, 0xE0, 0xF0]), length)
+        byte = tf.where(
+            tf.equal(place, 0), lead + low, 0x80 + tf.bitwise.bitwise_and(low, 0x3F)
+        )
+        symbol = tf.gather(self.symbols, tf.minimum(byte, 255))
+        if known is not None:
+            known = tf.gather(known, index)
+            symbol = tf.where(known < 0, symbol, known)
+        if self.complete:
+            return index, symbol
+        present = tf.reshape(tf.where(symbol >= 0), [-1])  # no token: left out
+        return tf.gather(index, present), tf.gather(symbol, present)
+
+    def merge(self, symbols, words):
+        """Merges until nothing can be: symbols, and first and last index of each."""
+        every = tf.range(tf.size(symbols))
+        count = tf.reduce_max(tf.concat([words, [-1]], 0)) + 1
+
+        def step(symbols, words, first, last, _):
+            left, right = symbols[:-1], symbols[1:]
+            key = tf.cast(left, tf.int64) * 2**32 + tf.cast(right, tf.int64)
+            rank = tf.where(tf.equal(words[:-1], words[1:]), self.ranks(key), -1)
+            rank = tf.where(rank < 0, INT_MAX, rank)
+            best = tf.math.unsorted_segment_min(rank, words[:-1], count)
+            chosen = tf.equal(rank, tf.gather(best, words[:-1])) & (rank < INT_MAX)
+            safe_rank = tf.where(chosen, rank, 0)
+            # In "aaaa" every second pair of a run is merged, from the left.
+            again = chosen & shifted(chosen, 1, False)
+            again &= tf.equal(words[:-1], shifted(words[:-1], 1, -1))
+            place = tf.range(tf.size(rank))
+            origin = tf.where(chosen & ~again, place, 0)
+            origin = latest(chosen & ~again, origin)
+            chosen &= tf.equal((place - origin) % 2, 0)
+            only_first = chosen & ~tf.gather(self.at_once, safe_rank)
+            at = tf.where(only_first, place, INT_MAX)
+            earliest = tf.math.unsorted_segment_min(at, words[:-1], count)
+            chosen &= ~only_first | tf.equal(place, tf.gather(earliest, words[:-1]))
+            merged = tf.where(chosen, tf.gather(self.merged, safe_rank), left)
+            gone = tf.concat([[False], chosen], 0)
+            kept = ~gone[: tf.size(symbols)]
+            symbols = tf.concat([merged, symbols[tf.size(merged) :]], 0)
+            ends = tf.concat([tf.where(chosen, last[1:], last[:-1]), last[tf.size(rank) :]], 0)
+            kept = tf.reshape(tf.where(kept), [-1])
+            return (
+                tf.gather(symbols, kept),
+                tf.gather(words, kept),
+                tf.gather(first, kept),
+                tf.gather(ends, kept),
+                tf.reduce_any(chosen),
+            )
+
+        flat = tf.TensorShape([None])
+        symbols, _, first, last, _ = tf.while_loop(
+            lambda *state: state[-1],
+            step,
+            (symbols, words, every, every, tf.constant(True)),
+            shape_invariants=(flat, flat, flat, flat, tf.TensorShape([])),
+        )
+        return symbols, first, last
+
+
+class PreTokenizer(tf.Module):
+    """Where words begin, by the regular expressions of GPT-2, Llama-3 and others.
+
+    Each alternative of those is told from the classes of a character and of its
+    neighbours, so all words of all texts are found at once.
+    """
+
+    LETTER, NUMBER, OTHER, SPACE, LINE_END = range(5)
+
+    def __init__(self, definition: dict):
+        super().__init__()
+        self.digits, self.rule = None, None
+        for step in defs.pre_tokenizers(definition):
+            if step["type"] == "Digits":
+                self.digits = step["individual_digits"]
+            elif step["type"] == "ByteLevel" and not step.get("add_prefix_space"):
+                self.rule = "gpt2" if step.get("use_regex", True) else self.rule
+            elif step["type"] == "Split" and step["behavior"] == "Isolated":
+                pattern = step["pattern"].get("Regex")
+                self.rule = defs.SPLIT_RULES.get(pattern)
+                if self.rule is None:
+                    raise UserError(f"the pattern {pattern} is not in the graph")
+            else:
+                raise UserError(f"pre-tokenizer {json.dumps(step)} is not in the graph")
+        classes = np.full(probe.NUM_CODES, self.OTHER, np.int32)
+        classes[probe.in_class(r"\p{L}")] = self.LETTER
+        classes[probe.in_class(r"\p{N}")] = self.NUMBER
+        classes[probe.in_class(r"\s")] = self.SPACE
+        if self.rule not in (None, "gpt2"):
+            classes[[10, 13]] = self.LINE_END
+        self.classes = CodeTable(classes)
+
+    def __call__(self, chars: Chars):
+        """The characters, and where words start: bool `[T]`."""
+        size, codes = chars.size, chars.codes
+        edge = marked(chars.splits, size)
+        if self.rule is None and self.digits is None:
+            return chars, edge
+        kinds = self.classes(codes)
+        number = tf.equal(kinds, self.NUMBER)
+        if self.digits is not None:  # each part is then a text of its own
+            edge |= number if self.digits else number & ~shifted(number, 1, False)
+            edge |= ~number & shifted(number, 1, False)
+        if self.rule is None:
+            return chars, edge
+        return chars, self.starts(codes, kinds, edge)
+
+    def starts(self, codes, kinds, edge):
+        """Where matches start; an edge is where a text starts."""
+        last = shifted(edge, -1, True)
+        before = tf.where(edge, -1, shifted(kinds, 1, -1))
+        after = tf.where(last, -1, shifted(kinds, -1, -1))
+        blank = kinds >= self.SPACE
+        space_before = ~edge & tf.equal(shifted(codes, 1, 0), 0x20)
+        # The last blank of a run stands with what follows, or alone.
+        run_last = blank & (after < self.SPACE) & ~last
+        if self.rule == "gpt2":
+            start = ~blank & tf.not_equal(kinds, before) & ~space_before
+            start |= (blank & (before < self.SPACE)) | run_last
+        else:
+            start = self.llama_starts(kinds, edge, before, space_before, run_last)
+        return self.contractions(codes, edge, start)
+
+    def llama_starts(self, kinds, edge, before, space_before, run_last):
+        """Llama-3's rule, contractions aside."""
+        size = tf.size(kinds)
+        place = tf.range(size)
+        letter, other = tf.equal(kinds, self.LETTER), tf.equal(kinds, self.OTHER)
+        number, blank = tf.equal(kinds, self.NUMBER), kinds >= self.SPACE
+        line_end = tf.equal(kinds, self.LINE_END)
+        new_kind = tf.not_equal(kinds, before)
+        # One blank, or one other character at the start of a match, goes with letters.
+        single = other & new_kind & ~space_before
+        taken = ~edge & (tf.equal(before, self.SPACE) | shifted(single, 1, False))
+        start = letter & new_kind & ~taken
+        start |= single
+        if self.rule == "llama3":
+            run = number & new_kind
+            start |= number & tf.equal((place - latest(run, place)) % 3, 0)
+        else:
+            start |= number
+        # Line ends right after other characters go with those.
+        first_end = line_end & tf.not_equal(before, self.LINE_END)
+        eaten = tf.cast(first_end & tf.equal(before, self.OTHER), tf.int32)
+        eaten = line_end & (latest(first_end, eaten) > 0)
+        start |= blank & ~eaten & ((before < self.SPACE) | shifted(eaten, 1, False))
+        # A run of blanks is cut after its last line end, and before its last one.
+        run_end = next_true(~blank | edge)
+        final = next_true(line_end) >= run_end
+        start |= tf.equal(kinds, self.SPACE) & tf.equal(before, self.LINE_END) & final
+        return start | (run_last & tf.equal(kinds, self.SPACE))
+
+    def contractions(self, codes, edge, start):
+        """Cuts 's, 't, 're, 've, 'm, 'll and 'd off where a match starts with one."""
+        if self.rule != "gpt2":  # (?i:...): ſ folds to s
+            upper = (codes >= ord("A")) & (codes <= ord("Z"))
+            codes = tf.where(upper, codes + 32, codes)
+            codes = tf.where(tf.equal(codes, 0x17F), ord("s"), codes)
+        near, far = shifted(codes, -1, 0), shifted(codes, -2, 0)
+        near = tf.where(shifted(edge, -1, True), 0, near)
+        far = tf.where(shifted(edge, -1, True) | shifted(edge, -2, True), 0, far)
+
+        def is_one(values, letters):
+            return tf.reduce_any(tf.equal(values[:, None], [*map(ord, letters)]), 1)
+
+        quote = start & tf.equal(codes, ord("'"))
+        short = quote & is_one(near, "stmd")
+        long = quote & tf.equal(far, ord("e")) & is_one(near, "rv")
+        long |= quote & tf.equal(far, ord("l")) & tf.equal(near, ord("l"))
+        inside = shifted(short | long, 1, False) | shifted(long, 2, False)
+        behind = shifted(short, 2, False) | shifted(long, 3, False)
+        return (start & ~inside) | behind | edge
+
+
+def either(condition, then, otherwise) -> Tokens:
+    """`tf.cond` over functions that return `Tokens`."""
+
+    def values(function):
+        found = function()
+        values = (getattr(found, f.name) for f in dataclasses.fields(found))
+        return [value for value in values if value is not None]
+
+    parts = tf.cond(condition, lambda: values(then), lambda: values(otherwise))
+    return Tokens(*parts)
+
+
+def _single(tokenizer: Tokenizer, tokens) -> list[str]:
+    """The tokens that are encoded as themselves when they are a word."""
+    cut = tokenizer.fast.model.tokenize
+    return [token for token in tokens if token and len(cut(token)) == 1]
+
+
 # -- the tokenizer -------------------------------------------------------------------
 
 
@@ -609,7 +1113,14 @@ class GraphTokenizer(tf.Module):
         with tf.init_scope():
             self.normalizer = normalizer(tokenizer.definition, bert=True)
             models = {"characters": Characters, "words": Words}
+            models |= {"wordpiece": WordPiece, "bpe": BytePair, "unigram": Unigram}
             self.model = models[tokenizer.kind](tokenizer)
+            added = tokenizer.definition["added_tokens"]
+            if any(t["lstrip"] or t["rstrip"] or t["single_word"] for t in added):
+                raise UserError("tokens that take spaces with them are not in the graph")
+            if not all(t["special"] for t in added):
+                raise UserError("added tokens that are not special are not in the graph")
+            self.special = Trie({code_tuple(t["content"]): t["id"] for t in added})
             pieces = tokenizer.pieces
             self.pieces = tf.constant(pieces.texts)
             self.glue = tf.constant([pieces.glue_left, pieces.glue_right])
@@ -617,7 +1128,9 @@ class GraphTokenizer(tf.Module):
             skipped[list(tokenizer.special_ids)] = True
             self.skipped = tf.constant(skipped)
 
-    def encode(self, texts, add_special_tokens=False, max_length=None):
+    def encode(
+        self, texts, add_special_tokens=False, max_length=None, parse_special=False
+    ):
         """Texts (string `[N]`) to ids: int32 ragged `[N, None]`.
 
         Args as in `Tokenizer.encode`.
@@ -628,12 +1141,15 @@ class GraphTokenizer(tf.Module):
             max_length = tokenizer.budget(template, max_length)
 
         def run(texts):
-            tokens = self._cut(self._tokens(texts), max_length)
+            tokens = self._tokens(texts, parse_special=parse_special)
+            tokens = self._cut(tokens, max_length)
             if not add_special_tokens:
                 return ragged(tokens.ids, tokens.splits)
             return self._joined(template, [tokens])[0]
 
-        return self._run(("encode", add_special_tokens, max_length), run, texts)
+        return self._run(
+            ("encode", add_special_tokens, max_length, parse_special), run, texts
+        )
 
     def encode_pairs(self, first, second, max_length=None, truncation="longest_first"):
         """Pairs of texts (string `[N]` each) to ids and segment ids, both ragged.
@@ -690,8 +1206,7 @@ class GraphTokenizer(tf.Module):
             parts = tf.where(tight, parts, tf.strings.join([" ", parts]))
             texts = tf.strings.unsorted_segment_join(parts, row, rows)
             if self._tokenizer.it.pieces.strip_start:
-                space = tf.equal(tf.strings.substr(texts, 0, 1), " ")
-                texts = tf.where(space, tf.strings.substr(texts, 1, INT_MAX), texts)
+                texts = tf.strings.regex_replace(texts, "^ ", "", replace_global=False)
             return tf.strings.unicode_transcode(texts, "UTF-8", "UTF-8")
 
         if not isinstance(ids, tf.RaggedTensor):
@@ -712,7 +1227,7 @@ class GraphTokenizer(tf.Module):
             self._functions.cache[key] = made.get_concrete_function(*signature)
         return self._functions.cache[key](*arguments)
 
-    def _tokens(self, texts, offsets=False) -> Tokens:
+    def _tokens(self, texts, offsets=False, parse_special=False) -> Tokens:
         decoded = tf.raw_ops.UnicodeDecode(
             input=texts, input_encoding="UTF-8", errors="replace",
             replacement_char=0xFFFD, Tsplits=tf.int32,
@@ -721,11 +1236,55 @@ class GraphTokenizer(tf.Module):
         if offsets:
             start = tf.range(chars.size)
             chars = Chars(chars.codes, chars.splits, start, start + 1, chars.splits)
+        if parse_special:
+            return self._parsed(chars)
         for step in self.normalizer:
             chars = step(chars)
         tokens = self.model(chars)
         tokens.first = chars.first
         return tokens
+
+    def _parsed(self, chars: Chars) -> Tokens:
+        """Tokens of texts in which special tokens are written out."""
+        size = chars.size
+        every, edge = tf.range(size), marked(chars.splits, size)
+        row = segment_ids(chars.splits, size)
+        found = self.special(chars.codes, every, tf.gather(chars.splits, row + 1))
+        lengths = tf.range(1, self.special.depth + 1)
+        longest = tf.reduce_max(tf.where(found < 0, 0, lengths), 1)
+        start = chain(edge, every + tf.maximum(longest, 1)) & (longest > 0)
+        at = tf.cast(tf.reshape(tf.where(start), [-1]), tf.int32)
+        length = tf.gather(longest, at)
+        ids = tf.gather_nd(found, tf.stack([at, length - 1], 1))
+        # What lies between is a text of its own: rows are cut at special tokens.
+        change = tf.math.unsorted_segment_sum(
+            tf.concat([tf.ones_like(at), -tf.ones_like(at)], 0),
+            tf.concat([at, at + length], 0),
+            size + 1,
+        )
+        outside = tf.equal(tf.cumsum(change)[:size], 0)
+        cuts = tf.concat([chars.splits * 2, at * 2 + 1], 0)
+        order = tf.argsort(cuts, stable=True)
+        rows = tf.size(chars.splits)
+        is_special = order >= rows
+        kept = chars.keep(outside)
+        before = tf.gather(counts_before(outside), tf.sort(cuts) // 2)
+        kept.splits = before
+        for step in self.normalizer:
+            kept = step(kept)
+        tokens = self.model(kept)
+        number = counts_before(is_special)
+        position = tokens.splits + number[:-1]
+        final = tf.boolean_mask(position, ~is_special)
+        special_at = tf.boolean_mask(position, is_special)
+        shift = tf.gather(number[1:], segment_ids(tokens.splits, tf.size(tokens.ids)))
+        token_at = tf.range(tf.size(tokens.ids)) + shift
+        merged = tf.scatter_nd(
+            tf.concat([token_at, special_at], 0)[:, None],
+            tf.concat([tokens.ids, ids], 0),
+            [tf.size(tokens.ids) + tf.size(ids)],
+        )
+        return Tokens(merged, final)
 
     def _cut(self, tokens: Tokens, lengths) -> Tokens:
         """At most so many tokens of each text (a number, or int32 `[N]`)."""

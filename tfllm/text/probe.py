@@ -56,6 +56,16 @@ def bert_classes() -> np.ndarray:
     return _filled(classes)
 
 
+@functools.cache
+def stripped() -> list[int]:
+    """The code points that `Strip` takes away."""
+    from tokenizers import normalizers
+
+    strip = normalizers.Strip().normalize_str
+    codes = np.flatnonzero(in_class(r"[\s\p{Z}\p{Cc}\p{Cf}]")).tolist()
+    return [code for code in codes if strip(chr(code)) == ""]
+
+
 @functools.lru_cache(maxsize=32)
 def mapped(steps: str) -> dict[int, tuple[int, ...]]:
     """What normalizer steps (JSON) make of each code point, where they change it.

@@ -186,6 +186,44 @@ def _characters(stream, size, special, steps, min_frequency):
     return _definition(bpe_model(vocab, [], unk_token=special[1]), steps, [])
 
 
+def bert_definition(vocab, steps, lowercase: bool, strip_accents=None) -> dict:
+    """BERT's normalisation, pre-tokenisation and WordPiece, with a vocabulary."""
+    bert = {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True}
+    bert |= {"strip_accents": strip_accents, "lowercase": lowercase}
+    model = {"type": "WordPiece", "unk_token": "[UNK]", "vocab": vocab}
+    model |= {"continuing_subword_prefix": "##", "max_input_chars_per_word": 100}
+    definition = _definition(model, [*steps, bert], [{"type": "BertPreTokenizer"}])
+    if not steps:
+        definition["normalizer"] = bert
+    definition["decoder"] = {"type": "WordPiece", "prefix": "##", "cleanup": False}
+    special = [(t, vocab[t]) for t in BERT_SPECIAL if t in vocab]
+    definition["added_tokens"] = [defs.special_token(*pair) for pair in special]
+    if {"[CLS]", "[SEP]"} <= set(vocab):
+        opening, ending = ([(t, vocab[t])] for t in ("[CLS]", "[SEP]"))
+        definition["post_processor"] = defs.template_processing(opening, ending)
+    return definition
+
+
+def byte_level(model: dict, steps: list[dict], rule: str) -> dict:
+    """Byte-level BPE with a rule of pre-tokenisation.
+
+    Args:
+        model: From `bpe_model`.
+        steps: The normalizer.
+        rule: `gpt2`, `digits` (the same after cutting off each digit: SmolLM2),
+            `llama3` or `qwen2`.
+    """
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False}
+    level["use_regex"] = rule in ("gpt2", "digits")
+    parts = [level]
+    if rule == "digits":
+        parts.insert(0, {"type": "Digits", "individual_digits": True})
+    elif rule != "gpt2":
+        split = {"type": "Split", "pattern": {"Regex": defs.SPLIT_PATTERNS[rule]}}
+        parts.insert(0, split | {"behavior": "Isolated", "invert": False})
+    return _definition(model, steps, parts) | {"decoder": level}
+
+
 def bpe_model(vocab: dict, merges: list, **changes) -> dict:
     """The `model` part for BPE; without merges it is one token a character."""
     model = {"type": "BPE", "dropout": None, "unk_token": None}
