@@ -6,7 +6,8 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
-VERSION = re.search(r'"(.+)"', (HERE / "tfllm/__init__.py").read_text()).group(1)
+INIT = (HERE / "tfllm/__init__.py").read_text(encoding="utf-8")
+VERSION = re.search(r'^__version__ = "(.+)"$', INIT, re.MULTILINE).group(1)
 
 EXTRAS = {
     # Real sample data, so that every recipe runs without a file of one's own.

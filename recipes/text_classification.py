@@ -74,6 +74,7 @@ def main(argv: list[str] | None = None) -> int:
         ClassifierConfig,
         set_word_vectors,
         training_defaults,
+        vector_size_field,
     )
     from tfllm.models.word_vectors import read_word_vectors
     from tfllm.tasks.runs import load_run
@@ -95,6 +96,10 @@ def main(argv: list[str] | None = None) -> int:
     else:
         tokenizer = tokenizer_for(config, texts, **defaults)
     defaults["max_length"] = length_limit(tokenizer, splits["train"].rows)
+    vectors = None
+    if config.word_vectors:
+        vectors = read_word_vectors(config.word_vectors, tokenizer.tokens)
+        defaults[vector_size_field(config.model)] = vectors.shape[1]
     config = fill(config, defaults)
     note(f"{tokenizer}, max_length {config.max_length}")
 
@@ -119,13 +124,11 @@ def main(argv: list[str] | None = None) -> int:
 
     # 4. Train, or tell what training would take.
     def prepare(model):
-        if config.word_vectors:
-            vectors = read_word_vectors(config.word_vectors, tokenizer.tokens)
+        if vectors is not None:
             set_word_vectors(model, vectors)
 
-    trainer = Trainer(
-        task, config, run, columns["train"], columns["validation"], prepare
-    )
+    data = columns["train"], columns["validation"]
+    trainer = Trainer(task, config, run, *data, prepare)
     if config.dry_run:
         return trainer.dry_run()
     if not run.resumed:

@@ -150,7 +150,7 @@ def test_rotary_scaling():
         {},
         {"num_kv_heads": 2, "use_bias": False},
         {"num_kv_heads": 1, "qk_norm": True, "output_bias": False},
-        {"head_size": 6},
+        {"head_size": 4},
     ],
 )
 def test_attention(options):

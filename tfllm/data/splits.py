@@ -8,6 +8,7 @@ from tfllm.core.errors import UserError
 from tfllm.core.files import sha256
 from tfllm.data import samples
 from tfllm.data.doctor import drop_duplicates, drop_leaked, text_key
+from tfllm.data.order import shuffled
 from tfllm.data.readers import Records, read
 
 # A split that has no file is held out from the training rows: this share of them, but
@@ -107,9 +108,8 @@ def hold_out(records: Records, seed: object = 0) -> tuple[Records, Records]:
 
 
 def take(records: Records, limit: int | None) -> Records:
-    """At most `limit` rows, spread evenly over the file and always the same ones."""
-    size = len(records)
-    if limit is None or limit >= size:
+    """At most `limit` rows, drawn at random but always the same, in file order."""
+    if limit is None or limit >= len(records):
         return records
-    rows = [records.rows[i * size // limit] for i in range(limit)]
-    return replace(records, rows=rows)
+    chosen = sorted(shuffled(len(records), seed=0)[:limit])
+    return replace(records, rows=[records.rows[i] for i in chosen])

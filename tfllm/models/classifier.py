@@ -160,6 +160,20 @@ def training_defaults(architecture: str) -> dict:
     return dict(_known(TRAINING, architecture))
 
 
+def vector_size_field(architecture: str) -> str:
+    """Returns the config's field that is the size of a token's vector.
+
+    Raises:
+        UserError: The architecture looks up n-grams, not tokens.
+    """
+    if architecture == "fasttext":
+        raise UserError(
+            "fasttext has no token embedding that word vectors could fill",
+            fix="Use --model textcnn, lstm or transformer",
+        )
+    return "hidden_size" if architecture == "transformer" else "embedding_size"
+
+
 def set_word_vectors(model: keras.Model, matrix) -> None:
     """Fills the token embedding of a classifier or an encoder.
 

@@ -31,6 +31,8 @@ def read_word_vectors(path, tokens: Sequence[str]) -> np.ndarray:
     for index, token in enumerate(tokens):
         wanted.setdefault(token, []).append(index)
     matrix, found = None, 0
+    if not path.is_file():
+        raise UserError("there is no such file of word vectors", path)
     with open(path, "rb") as raw:
         zipped = raw.read(2) == b"\x1f\x8b"
     with (gzip.open if zipped else open)(

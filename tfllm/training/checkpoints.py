@@ -128,4 +128,5 @@ def read(path: Path) -> tuple[dict, dict, dict]:
 
 
 def _plain(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    # Not `ascontiguousarray`, which makes a scalar a vector.
+    return {name: np.asarray(array, order="C") for name, array in arrays.items()}

@@ -1,0 +1,62 @@
+"""Small made-up data, and recipes called as functions."""
+
+import importlib.util
+import random
+from types import SimpleNamespace
+
+import pytest
+
+from tfllm.core.errors import run_main
+
+WORDS = {
+    "good": ["lovely", "great", "warm", "kind", "bright", "tasty"],
+    "bad": ["awful", "rude", "cold", "stale", "dark", "noisy"],
+    "": ["the", "room", "food", "staff", "was", "and", "very", "with", "our", "table"],
+}
+
+
+def sentences(count, seed):
+    """Texts whose label shows in one or two of their words."""
+    pick = random.Random(seed)
+    rows = []
+    for number in range(count):
+        label = ("good", "bad")[number % 2]
+        words = pick.choices(WORDS[""], k=pick.randint(2, 14))
+        words.insert(pick.randint(0, len(words)), pick.choice(WORDS[label]))
+        rows.append((" ".join([*words, str(pick.randint(0, 10**6))]), label))
+    return rows
+
+
+def write_tsv(path, rows):
+    lines = ["text\tlabel", *("\t".join(row) for row in rows)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory):
+    """Paths of train, validation and test files."""
+    folder = tmp_path_factory.mktemp("toy")
+    return SimpleNamespace(
+        folder=folder,
+        **{
+            name: write_tsv(folder / f"{name}.tsv", sentences(count, seed))
+            for seed, (name, count) in enumerate(
+                {"train": 240, "validation": 60, "test": 80}.items()
+            )
+        },
+    )
+
+
+@pytest.fixture(scope="session")
+def recipe(root):
+    """Calls `recipes/NAME.py` as a function; returns the exit status."""
+
+    def call(name, *arguments):
+        path = root / "recipes" / f"{name}.py"
+        spec = importlib.util.spec_from_file_location(f"recipe_{name}", path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return run_main(lambda: module.main([str(a) for a in arguments]))
+
+    return call

