@@ -55,18 +55,38 @@ class Chars:
 
     def keep(self, mask: tf.Tensor) -> "Chars":
         """Only the characters where the mask holds."""
-        return self.take(tf.reshape(tf.where(mask), [-1]), counts_before(mask))
+        index = indices(mask)
+        return self.take(index, rank_in(index, self.splits))
 
-    def take(self, index: tf.Tensor, before: tf.Tensor) -> "Chars":
-        """The characters at `index`; `before[i]`: how many of them come from < i."""
+    def take(self, index: tf.Tensor, splits: tf.Tensor) -> "Chars":
+        """The characters at `index`, of texts with these splits."""
         spans = (None, None)
         if self.start is not None:
             spans = tf.gather(self.start, index), tf.gather(self.end, index)
-        codes, splits = tf.gather(self.codes, index), tf.gather(before, self.splits)
-        return Chars(codes, splits, *spans, self.first)
+        return Chars(tf.gather(self.codes, index), splits, *spans, self.first)
+
+
+def fields(record) -> list:
+    """The values of a dataclass, as they are."""
+    return [getattr(record, field.name) for field in dataclasses.fields(record)]
 
 
 # -- small things on flat arrays -----------------------------------------------------
+
+
+def indices(mask: tf.Tensor) -> tf.Tensor:
+    """Where the mask holds: int32 `[M]`."""
+    return tf.cast(tf.reshape(tf.where(mask), [-1]), tf.int32)
+
+
+def rank_in(index: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
+    """How many entries of a sorted index are below each value.
+
+    Much cheaper than a running count over all positions when the values are few.
+    """
+    return tf.raw_ops.LowerBound(
+        sorted_inputs=index[None], values=values[None], out_type=tf.int32
+    )[0]
 
 
 def counts_before(mask: tf.Tensor) -> tf.Tensor:
@@ -98,7 +118,7 @@ def segment_ids(splits: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
 def next_true(mask: tf.Tensor) -> tf.Tensor:
     """The first index >= i where the mask holds, else the size: int32 `[T]`."""
     size = tf.size(mask)
-    at = tf.concat([tf.cast(tf.reshape(tf.where(mask), [-1]), tf.int32), [size]], 0)
+    at = tf.concat([indices(mask), [size]], 0)
     return tf.gather(at, counts_before(mask)[:-1])
 
 
@@ -109,29 +129,31 @@ def latest(mask, values):
     return tf.gather(known, tf.cumsum(tf.cast(mask, tf.int32)))
 
 
-def chain(seeds: tf.Tensor, jump: tf.Tensor) -> tf.Tensor:
-    """Everything reached from the seeds by jumps; bool `[T]`.
-
-    Pointer doubling: after k rounds all that lies within 2^k - 1 jumps is marked.
+def chain(first: tf.Tensor, end: tf.Tensor, jump: tf.Tensor) -> tf.Tensor:
+    """Everything reached by jumps; in no order, int32 `[M]`.
 
     Args:
-        seeds: bool `[T]`.
-        jump: int32 `[T]`, from each index to the next one; T ends the chain.
+        first, end: Where each chain starts, and what it stops at or beyond: `[W]`.
+        jump: int32 `[T]`, from each index to the next one.
     """
-    size = tf.size(jump)
-    reached = tf.concat([tf.cast(seeds, tf.int32), [0]], 0)
-    jump = tf.concat([jump, [size]], 0)
-
-    def grow(reached, jump, _):
-        wide = tf.math.unsorted_segment_max(reached, jump, size + 1)
-        wide = tf.maximum(reached, wide)
-        wide = tf.concat([wide[:-1], [0]], 0)
-        return wide, tf.gather(jump, jump), tf.reduce_any(wide > reached)
-
-    reached, _, _ = tf.while_loop(
-        lambda reached, jump, more: more, grow, (reached, jump, tf.constant(True))
+    steps = tf.TensorArray(
+        tf.int32, 0, dynamic_size=True, infer_shape=False, element_shape=[None]
     )
-    return reached[:-1] > 0
+
+    def step(t, at, end, steps):
+        steps = steps.write(t, at)
+        at = tf.gather(jump, at)
+        more = indices(at < end)
+        return t + 1, tf.gather(at, more), tf.gather(end, more), steps
+
+    flat = tf.TensorShape([None])
+    *_, steps = tf.while_loop(
+        lambda t, at, *_: (tf.size(at) > 0) | tf.equal(t, 0),
+        step,
+        (0, first, end, steps),
+        shape_invariants=(tf.TensorShape([]), flat, flat, None),
+    )
+    return steps.concat()
 
 
 # -- tables --------------------------------------------------------------------------
@@ -196,6 +218,8 @@ class Trie(tf.Module):
         values: String (as a tuple of code points) to value, for each root.
     """
 
+    SHORT = 4
+
     def __init__(self, *values: dict[tuple[int, ...], int]):
         super().__init__()
         roots = len(values)
@@ -240,19 +264,47 @@ class Trie(tf.Module):
             ends: int32 `[P]`, what is at or after it does not belong to the word.
             roots: int32 `[P]`, which set is asked for; the first when None.
         """
-        window = positions[:, None] + tf.range(self.depth)[None]
+        root = tf.zeros_like(positions) if roots is None else roots
+        hashed = tf.gather(self.seeds, root)
+        # Few strings are long: most positions are done after the first columns.
+        depth = min(self.depth, self.SHORT)
+        found, alive, hashed, node = self.columns(
+            codes, positions, ends, root, hashed, 0, depth
+        )
+        if depth == self.depth:
+            return found
+        index = indices(alive)
+        rest, *_ = self.columns(
+            codes, *(tf.gather(v, index) for v in (positions, ends, node, hashed)),
+            depth, self.depth,
+        )  # fmt: skip
+        shape = tf.stack([tf.size(positions), self.depth - depth])
+        rest = tf.scatter_nd(index[:, None], rest + 1, shape) - 1
+        return tf.concat([found, rest], 1)
+
+    def columns(self, codes, positions, ends, node, hashed, start, stop):
+        """Columns `start` to `stop` of the above, from the nodes at depth `start`."""
+        window = positions[:, None] + tf.range(start, stop)[None]
         inside = window < ends[:, None]
         last = tf.maximum(tf.size(codes) - 1, 0)
-        padded = tf.concat([codes, [0]], 0)
+        padded = tf.cond(tf.size(codes) > 0, lambda: codes, lambda: tf.zeros([1], tf.int32))
         chars = tf.cast(tf.gather(padded, tf.minimum(window, last)), tf.int64)
-        root = tf.zeros_like(positions) if roots is None else roots
-        hashed = tf.cumsum((chars + 1) * self.powers, axis=1)
-        nodes = self.table(hashed + tf.gather(self.seeds, root)[:, None])
-        above = tf.cast(tf.concat([root[:, None], nodes[:, :-1]], 1), tf.int64)
-        links = tf.gather(self.links, tf.maximum(nodes, 0))
-        right = (nodes >= 0) & inside & tf.equal(links, above * 2**22 + chars)
-        whole = tf.math.cumprod(tf.cast(right, tf.int32), axis=1)
-        return tf.where(whole > 0, tf.gather(self.values, tf.maximum(nodes, 0)), -1)
+        sums = (chars + 1) * self.powers[start:stop]
+        shift = 1
+        while shift < stop - start:  # a running sum; tf.cumsum is much slower
+            sums += tf.pad(sums[:, :-shift], [[0, 0], [shift, 0]])
+            shift *= 2
+        hashed = sums + hashed[:, None]
+        nodes = self.table(hashed)
+        above = tf.cast(tf.concat([node[:, None], nodes[:, :-1]], 1), tf.int64)
+        known = tf.maximum(nodes, 0)
+        right = tf.equal(tf.gather(self.links, known), above * 2**22 + chars)
+        wrong = tf.cast(~(right & inside & (nodes >= 0)), tf.int8)
+        wrong = tf.pad(wrong, [[0, 0], [0, 1]], constant_values=1)
+        length = tf.argmax(wrong, 1, output_type=tf.int32)  # the first that is wrong
+        whole = tf.range(stop - start) < length[:, None]
+        found = tf.where(whole, tf.gather(self.values, known), -1)
+        return found, tf.equal(length, stop - start), hashed[:, -1], nodes[:, -1]
 
 
 def code_tuple(text: str) -> tuple[int, ...]:
@@ -292,7 +344,7 @@ class CharMap(tf.Module):
         lengths = tf.gather(self.lengths, record)
 
         def one_to_one():
-            return chars.codes + shift, tf.range(chars.size), tf.range(chars.size + 1)
+            return chars.codes + shift, tf.range(chars.size), chars.splits
 
         def expanded():
             # One op yields index and place in it: value = index * 32 + place.
@@ -305,11 +357,11 @@ class CharMap(tf.Module):
             offset, several = tf.gather(shift, index), tf.gather(lengths, index) > 1
             flat = tf.gather(self.flat, tf.where(several, offset + place, 0))
             codes = tf.where(several, flat, tf.gather(chars.codes, index) + offset)
-            return codes, index, spread.rt_nested_splits
+            return codes, index, tf.gather(spread.rt_nested_splits, chars.splits)
 
         same = tf.reduce_all(tf.equal(lengths, 1))
-        codes, index, before = tf.cond(same, one_to_one, expanded)
-        return dataclasses.replace(chars.take(index, before), codes=codes)
+        codes, index, splits = tf.cond(same, one_to_one, expanded)
+        return dataclasses.replace(chars.take(index, splits), codes=codes)
 
 
 def normalizer(definition: dict, bert: bool) -> list:
@@ -318,7 +370,7 @@ def normalizer(definition: dict, bert: bool) -> list:
 
     def flush():
         if simple:
-            functions.append(CharMap(probe.mapped(json.dumps(simple))))
+            functions.append(CharSteps(list(simple)))
             simple.clear()
 
     for step in defs.normalizers(definition):
@@ -328,7 +380,13 @@ def normalizer(definition: dict, bert: bool) -> list:
             continue  # the pre-tokenizer of words does it
         if step["type"] == "BertNormalizer" and bert:
             # Spaces around Chinese characters are left to the pre-tokenizer.
-            simple.append(step | {"handle_chinese_chars": False})
+            off = ("clean_text", "handle_chinese_chars", "strip_accents", "lowercase")
+            off = step | dict.fromkeys(off, False)
+            strip = step["strip_accents"]
+            simple.append(off | {"clean_text": step["clean_text"]})
+            if step["lowercase"] if strip is None else strip:
+                simple.extend([{"type": "NFD"}, {"type": "StripAccents"}])
+            simple.append(off | {"lowercase": step["lowercase"]})
             continue
         one = len(pattern.get("String", "")) == 1 or is_one_class(regex)
         if one or step["type"] in ("Lowercase", "StripAccents", "Nmt", *defs.FORMS):
@@ -345,6 +403,107 @@ def normalizer(definition: dict, bert: bool) -> list:
             raise UserError(f"normalizer {json.dumps(step)} is not in the graph")
     flush()
     return functions
+
+
+class CharSteps(tf.Module):
+    """Normalizers that are one table, unless characters combine with others.
+
+    Unicode forms reorder and join characters only around combining ones. Where a
+    batch has none, each character can be taken by itself.
+    """
+
+    def __init__(self, steps: list[dict]):
+        super().__init__()
+        self.table = CharMap(probe.mapped(json.dumps(steps)))
+        self.active, self.steps = None, []
+        active = np.zeros(probe.NUM_CODES, np.int32)
+        for i, step in enumerate(steps):
+            if step["type"] not in defs.FORMS:
+                self.steps.append(CharMap(probe.mapped(json.dumps([step]))))
+                continue
+            self.steps.append(UnicodeForm(step["type"]))
+            active |= probe.combining(json.dumps(steps[:i]), step["type"])
+        if active.any():
+            self.active = CodeTable(active)
+
+    def __call__(self, chars: Chars) -> Chars:
+        """The texts after all steps."""
+        if self.active is None:
+            return self.table(chars)
+
+        def values(chars):
+            return [v for v in fields(chars) if v is not None]
+
+        def slowly():
+            result = chars
+            for step in self.steps:
+                result = step(result)
+            return values(result)
+
+        combining = tf.reduce_any(self.active(chars.codes) > 0)
+        return Chars(*tf.cond(combining, slowly, lambda: values(self.table(chars))))
+
+
+class UnicodeForm(tf.Module):
+    """NFC, NFD, NFKC or NFKD (Unicode Standard Annex 15)."""
+
+    def __init__(self, form: str):
+        super().__init__()
+        decomposed = form.replace("C", "D")
+        self.decompose = CharMap(probe.mapped(json.dumps([{"type": decomposed}])))
+        self.classes = CodeTable(probe.combining_classes())
+        self.pairs = None
+        if form in ("NFC", "NFKC"):
+            pairs = probe.compositions()
+            keys = [first * 2**32 + second for first, second in pairs]
+            self.pairs = IntTable(keys, list(pairs.values()))
+            second = np.zeros(probe.NUM_CODES, np.int32)
+            second[[second for _, second in pairs]] = 1
+            self.second = CodeTable(second)
+
+    def __call__(self, chars: Chars) -> Chars:
+        """The texts in this form."""
+        chars = self.decompose(chars)
+        classes, edge = self.classes(chars.codes), marked(chars.splits, chars.size)
+        run = tf.cumsum(tf.cast(tf.equal(classes, 0) | edge, tf.int32))
+        order = tf.argsort(tf.cast(run, tf.int64) * 256 + tf.cast(classes, tf.int64))
+        chars, classes = chars.take(order, chars.splits), tf.gather(classes, order)
+        return chars if self.pairs is None else self.compose(chars, classes, edge)
+
+    def compose(self, chars: Chars, classes, edge) -> Chars:
+        """Joins marks to the letter before, in all runs of such at once."""
+        second = self.second(chars.codes) > 0
+        start = indices(edge | (tf.equal(classes, 0) & ~second))
+        length = tf.concat([start[1:], [chars.size]], 0) - start
+
+        def step(t, start, length, starter, above, codes, gone):
+            at = start + t
+            code, kind = tf.gather(codes, at), tf.gather(classes, at)
+            left = tf.gather(codes, tf.maximum(starter, 0))
+            key = tf.cast(left, tf.int64) * 2**32 + tf.cast(code, tf.int64)
+            joined = tf.where((starter >= 0) & (above < kind), self.pairs(key), -1)
+            joins = indices(joined >= 0)
+            codes = tf.tensor_scatter_nd_update(
+                codes, tf.gather(starter, joins)[:, None], tf.gather(joined, joins)
+            )
+            lost = tf.gather(at, joins)[:, None]
+            gone = tf.tensor_scatter_nd_update(gone, lost, tf.ones_like(joins) > 0)
+            new = (joined < 0) & tf.equal(kind, 0)
+            starter = tf.where(new, at, starter)
+            above = tf.where(new, -1, tf.where(joined < 0, kind, above))
+            more = indices(length > t + 1)
+            parts = (tf.gather(v, more) for v in (start, length, starter, above))
+            return t + 1, *parts, codes, gone
+
+        nobody = tf.fill(tf.shape(start), -1)
+        flat = tf.TensorShape([None])
+        *_, codes, gone = tf.while_loop(
+            lambda t, start, *_: tf.size(start) > 0,
+            step,
+            (0, start, length, nobody, nobody, chars.codes, tf.zeros_like(edge)),
+            shape_invariants=(tf.TensorShape([]), *[flat] * 6),
+        )
+        return dataclasses.replace(chars, codes=codes).keep(~gone)
 
 
 class Strip(tf.Module):
@@ -405,7 +564,8 @@ class Prepend(tf.Module):
         codes = tf.gather(chars.codes, index)
         new = tf.gather(self.codes, tf.minimum(place, extra - 1))
         codes = tf.where(place < extra, new, codes)
-        return dataclasses.replace(chars.take(index, before), codes=codes)
+        splits = tf.gather(before, chars.splits)
+        return dataclasses.replace(chars.take(index, splits), codes=codes)
 
 
 def is_one_class(pattern: str) -> bool:
@@ -433,22 +593,12 @@ class Tokens:
     first: tf.Tensor | None = None
 
 
-def tokens_at(chars: Chars, starts: tf.Tensor, ends: tf.Tensor, ids) -> Tokens:
-    """Tokens from where they start.
-
-    Args:
-        chars: The characters, `[T]`.
-        starts: bool `[T]`.
-        ends: int32 `[M]`, the index of each token's last character.
-        ids: int32 `[M]`.
-    """
-    splits = tf.gather(counts_before(starts), chars.splits)
+def tokens_at(chars: Chars, index: tf.Tensor, ends: tf.Tensor, ids) -> Tokens:
+    """Tokens from the indices of their first and last characters, and their ids."""
+    splits = rank_in(index, chars.splits)
     if chars.start is None:
         return Tokens(ids, splits)
-    index = tf.reshape(tf.where(starts), [-1])
-    return Tokens(
-        ids, splits, tf.gather(chars.start, index), tf.gather(chars.end, ends)
-    )
+    return Tokens(ids, splits, tf.gather(chars.start, index), tf.gather(chars.end, ends))
 
 
 class Characters(tf.Module):
@@ -529,14 +679,14 @@ class Words(tf.Module):
 
     def looked_up(self, chars: Chars, starts, paths=None) -> Tokens:
         """Ids of words; `paths [T]` holds ids that are known already, else -1."""
-        index = tf.cast(tf.reshape(tf.where(starts), [-1]), tf.int32)
+        index = indices(starts)
         splits = tf.concat([index, [chars.size]], 0)
         ids = self.words(chars.codes, splits)
         ids = tf.where(ids < 0, self.unk_id, ids)
         if paths is not None:
             known = tf.gather(paths, index)
             ids = tf.where(known < 0, ids, known)
-        return tokens_at(chars, starts, splits[1:] - 1, ids)
+        return tokens_at(chars, index, splits[1:] - 1, ids)
 
 
 class Lattice(tf.Module):
@@ -574,7 +724,7 @@ class Lattice(tf.Module):
             The new starts, and int32 `[T]`: the id of the token that starts there, or
             -1 where it is not inside.
         """
-        index = tf.cast(tf.reshape(tf.where(inside), [-1]), tf.int32)
+        index = indices(inside)
         size = tf.size(index)
 
         def cut():
@@ -607,59 +757,47 @@ class Lattice(tf.Module):
         back = every[:, None] - tf.range(1, depth)[None]
         spans = tf.gather(longest, tf.maximum(back, 0)) > tf.range(1, depth)
         crossed = tf.reduce_any(spans & (back >= 0), 1)
-        segment = tf.reshape(tf.where(~crossed), [-1])
-        segment = tf.cast(segment, tf.int32)
+        segment = indices(~crossed)
         length = tf.concat([segment[1:], [size]], 0) - segment
-        # By end: column j is the piece of length depth - j, so that the first best
-        # one is the longest.
-        origin = every[:, None] - tf.range(depth - 1, -1, -1)[None]
-        flat = tf.maximum(origin, 0) * depth + tf.range(depth - 1, -1, -1)
-        by_end = tf.gather(tf.reshape(score, [-1]), flat)
-        by_end = tf.where(origin >= 0, by_end, never)
-        order = tf.argsort(-length, stable=True)
-        segment, length = tf.gather(segment, order), tf.gather(length, order)
 
-        def step(t, best, jump):
-            active = tf.reduce_sum(tf.cast(length > t, tf.int32))
-            at = segment[:active] + t
-            sums = best[:active] + tf.gather(by_end, at)
-            column = tf.argmax(sums, 1, output_type=tf.int32)
-            newest = tf.reduce_max(sums, 1, keepdims=True)
-            best = tf.concat([best[:active, 1:], newest], 1)
-            jump = jump.write(t, tf.stack([at, column], 1))
-            return t + 1, best, jump
+        def step(t, segment, length, best, chosen, ends):
+            # best[:, j]: the score of the best path to j characters further on.
+            sums = best[:, :1] + tf.gather(score, segment + t)
+            best = tf.pad(best[:, 1:], [[0, 0], [0, 1]], constant_values=-np.inf)
+            chosen = tf.pad(chosen[:, 1:], [[0, 0], [0, 1]])
+            better = sums > best  # not >=: of equal paths the longer last piece wins
+            best = tf.where(better, sums, best)
+            chosen = tf.where(better, lengths, chosen)
+            ends = ends.write(t, tf.stack([segment + t, chosen[:, 0]], 1))
+            more = indices(length > t + 1)
+            parts = (tf.gather(v, more) for v in (segment, length, best, chosen))
+            return t + 1, *parts, ends
 
         count = tf.size(segment)
-        nothing = tf.fill([count, depth - 1], never)
-        best = tf.concat([nothing, tf.zeros([count, 1], tf.float64)], 1)
-        steps = tf.reduce_max(tf.concat([length, [0]], 0))
-        columns = tf.TensorArray(
-            tf.int32, steps, infer_shape=False, element_shape=[None, 2]
+        best = tf.fill([count, depth], never)
+        best = tf.concat([tf.zeros([count, 1], tf.float64), best[:, 1:]], 1)
+        flat, table = tf.TensorShape([None]), tf.TensorShape([None, None])
+        ends = tf.TensorArray(
+            tf.int32, 0, dynamic_size=True, infer_shape=False, element_shape=[None, 2]
         )
-        _, _, columns = tf.while_loop(
-            lambda t, best, columns: t < steps,
+        *_, ends = tf.while_loop(
+            lambda t, segment, *_: tf.size(segment) > 0,
             step,
-            (0, best, columns),
-            shape_invariants=(
-                tf.TensorShape([]),
-                tf.TensorShape([None, None]),
-                None,
-            ),
+            (0, segment, length, best, tf.zeros([count, depth], tf.int32), ends),
+            shape_invariants=(tf.TensorShape([]), flat, flat, table, table, None),
         )
-        pairs = columns.concat()
-        column = tf.scatter_nd(pairs[:, :1], pairs[:, 1], [size])
-        chosen = depth - column  # length of the best piece that ends here
-        # Backwards over ends: mirror the indices, so that a jump goes up.
-        mirror = tf.reverse(every - chosen, [0])
-        jump = tf.where(mirror < 0, size, size - 1 - mirror)
-        seeds = tf.reverse(tf.gather(tf.concat([~crossed, [True]], 0), every + 1), [0])
-        is_end = tf.reverse(chain(seeds, jump), [0])
-        ends = tf.cast(tf.reshape(tf.where(is_end), [-1]), tf.int32)
-        begins = ends - tf.gather(chosen, ends) + 1
-        ids = tf.gather_nd(found, tf.stack([begins, ends - begins], 1))
+        pairs = ends.concat()
+        chosen = tf.scatter_nd(pairs[:, :1], pairs[:, 1], [size])
+        # Backwards from the ends of the segments: mirrored, so that a jump goes up.
+        jump = tf.reverse(size - 1 - (every - chosen), [0])
+        last = segment + length - 1
+        ends = size - 1 - chain(size - 1 - last, size - segment, jump)
+        length = tf.gather(chosen, ends)
+        begins = ends - length + 1
+        ids = tf.gather_nd(found, tf.stack([begins, length - 1], 1))
         ids = tf.gather(self.ids, ids)
-        token = marked(begins, size)
-        piece = tf.scatter_nd(begins[:, None], ids, [size])
+        piece = tf.scatter_nd(begins[:, None], ids + 1, [size]) - 1
+        token = piece >= 0
         # Several unknown characters in a row are one token.
         unknown = tf.equal(piece, self.unk_id) & token
         again = unknown & shifted(unknown, 1, False) & ~first
@@ -685,9 +823,9 @@ class Unigram(tf.Module):
         edge = marked(chars.splits, chars.size)
         every = tf.fill([chars.size], True)
         starts, ids = self.lattice(chars, edge, every, edge)
-        index = tf.cast(tf.reshape(tf.where(starts), [-1]), tf.int32)
+        index = indices(starts)
         ends = tf.concat([index[1:], [chars.size]], 0) - 1
-        return tokens_at(chars, starts, ends, tf.gather(ids, index))
+        return tokens_at(chars, index, ends, tf.gather(ids, index))
 
 
 class WordPiece(tf.Module):
@@ -733,41 +871,49 @@ class WordPiece(tf.Module):
         chars = chars.keep(solid)
         starts = tf.boolean_mask(~continued, solid)
         size = chars.size
-        index = tf.cast(tf.reshape(tf.where(starts), [-1]), tf.int32)
+        index = indices(starts)
         splits = tf.concat([index, [size]], 0)
         lengths = splits[1:] - splits[:-1]
         ids = tf.where(lengths > self.longest, self.unk_id, self.words(chars.codes, splits))
         todo = ids < 0
 
         def whole():
-            return tokens_at(chars, starts, splits[1:] - 1, ids)
+            return tokens_at(chars, index, splits[1:] - 1, ids)
 
         def cut():
-            word = tf.cumsum(tf.cast(starts, tf.int32)) - 1
-            at = tf.cast(tf.reshape(tf.where(tf.gather(todo, word)), [-1]), tf.int32)
-            first = tf.gather(starts, at)
-            ends = tf.gather(splits, tf.gather(word, at) + 1)
-            found = self.trie(chars.codes, at, ends, tf.cast(~first, tf.int32))
+            words = indices(todo)
+            first, end = tf.gather(index, words), tf.gather(splits, words + 1)
+            spread = tf.raw_ops.RaggedRange(
+                starts=first, limits=end, deltas=1, Tsplits=tf.int32
+            )
+            at, own = spread.rt_dense_values, spread.rt_nested_splits
+            count = tf.size(at)
+            number = segment_ids(own, count)
+            start = tf.equal(at, tf.gather(first, number))
+            found = self.trie(
+                chars.codes, at, tf.gather(end, number), tf.cast(~start, tf.int32)
+            )
             lengths = tf.range(1, self.trie.depth + 1)
             longest = tf.reduce_max(tf.where(found < 0, 0, lengths), 1)
-            count = tf.size(at)
-            here = tf.range(count)
-            jump = tf.where(longest > 0, here + longest, count)
-            reached = chain(first, jump)
+            jump = tf.where(longest > 0, tf.range(count) + longest, count)
+            reached = chain(own[:-1], own[1:], jump)
             # A word with a part that no piece fits is unknown as a whole.
-            number = tf.cumsum(tf.cast(first, tf.int32)) - 1
-            stuck = tf.cast(reached & tf.equal(longest, 0), tf.int32)
-            stuck = tf.math.unsorted_segment_max(stuck, number, count) > 0
-            stuck = tf.gather(stuck, number)
-            piece = tf.gather_nd(found, tf.stack([here, tf.maximum(longest - 1, 0)], 1))
+            fit = tf.gather(longest, reached)
+            part = tf.gather(number, reached)
+            stuck = marked(tf.boolean_mask(part, tf.equal(fit, 0)), tf.size(words))
+            stuck = tf.gather(stuck, part)
+            piece = tf.gather_nd(found, tf.stack([reached, tf.maximum(fit - 1, 0)], 1))
             piece = tf.where(stuck, self.unk_id, piece)
-            reached = tf.where(stuck, first, reached)
-            known = tf.scatter_nd(index[:, None], ids, [size])
-            begins = tf.tensor_scatter_nd_update(starts, at[:, None], reached)
-            known = tf.tensor_scatter_nd_update(known, at[:, None], piece)
-            index_ = tf.cast(tf.reshape(tf.where(begins), [-1]), tf.int32)
-            ends = tf.concat([index_[1:], [size]], 0) - 1
-            return tokens_at(chars, begins, ends, tf.gather(known, index_))
+            begin = tf.gather(at, reached)
+            kept = indices(~stuck | tf.gather(start, reached))
+            begin, piece = tf.gather(begin, kept), tf.gather(piece, kept)
+            done = indices(~todo)
+            begin = tf.concat([tf.gather(index, done), begin], 0)[:, None]
+            piece = tf.concat([tf.gather(ids, done), piece], 0)
+            pieces = tf.scatter_nd(begin, piece + 1, [size])
+            begin = indices(pieces > 0)
+            ends = tf.concat([begin[1:], [size]], 0) - 1
+            return tokens_at(chars, begin, ends, tf.gather(pieces, begin) - 1)
 
         return either(tf.reduce_any(todo), cut, whole)
 
@@ -847,35 +993,45 @@ class BytePair(tf.Module):
         if self.by_word:
             mark = tf.equal(chars.codes, ord(defs.MARK))
             starts |= mark & ~shifted(mark, 1, False)
-        index = tf.cast(tf.reshape(tf.where(starts), [-1]), tf.int32)
+        index = indices(starts)
         splits = tf.concat([index, [size]], 0)
         ids = self.words(chars.codes, splits)
         todo = ids < 0
 
         def whole():
-            return tokens_at(chars, starts, splits[1:] - 1, ids)
+            return tokens_at(chars, index, splits[1:] - 1, ids)
 
         def cut():
-            word = tf.cumsum(tf.cast(starts, tf.int32)) - 1
-            at = tf.cast(tf.reshape(tf.where(tf.gather(todo, word)), [-1]), tf.int32)
+            words = indices(todo)
+            spread = tf.raw_ops.RaggedRange(
+                starts=tf.gather(index, words), limits=tf.gather(splits, words + 1),
+                deltas=1, Tsplits=tf.int32,
+            )  # fmt: skip
+            at = spread.rt_dense_values
+            number = segment_ids(spread.rt_nested_splits, tf.size(at))
             begins, symbols = self.start(tf.gather(chars.codes, at))
             at = tf.gather(at, begins)
-            symbols, first, last = self.merge(symbols, tf.gather(word, at))
+            symbols, first, last = self.merge(symbols, tf.gather(number, begins))
             first, last = tf.gather(at, first), tf.gather(at, last)
             # Whole words and the parts of the others, in the order of the text.
-            done = tf.reshape(tf.where(~todo), [-1])
-            first = tf.concat([tf.gather(index, done), first], 0)
+            done = indices(~todo)
+            whole_first = tf.gather(index, done)
+            place = tf.concat(
+                [
+                    tf.range(tf.size(done)) + rank_in(first, whole_first),
+                    tf.range(tf.size(first)) + rank_in(whole_first, first),
+                ],
+                0,
+            )[:, None]
+            count = [tf.size(place)]
+            symbols = tf.concat([tf.gather(ids, done), symbols], 0)
+            first = tf.concat([whole_first, first], 0)
             last = tf.concat([tf.gather(splits[1:] - 1, done), last], 0)
-            order = tf.argsort(first, stable=True)
-            first, last = tf.gather(first, order), tf.gather(last, order)
-            tokens = tf.gather(tf.concat([tf.gather(ids, done), symbols], 0), order)
-            count = tf.math.unsorted_segment_sum(tf.ones_like(first), first, size + 1)
-            before = tf.cumsum(count, exclusive=True)
-            result = Tokens(tokens, tf.gather(before, chars.splits))
-            if chars.start is not None:
-                result.start = tf.gather(chars.start, first)
-                result.end = tf.gather(chars.end, last)
-            return result
+            tokens = tf.scatter_nd(place, symbols, count)
+            first = tf.scatter_nd(place, first, count)
+            if chars.start is None:
+                return Tokens(tokens, rank_in(first, chars.splits))
+            return tokens_at(chars, first, tf.scatter_nd(place, last, count), tokens)
 
         return either(tf.reduce_any(todo), cut, whole)
 
@@ -913,14 +1069,13 @@ class BytePair(tf.Module):
     def merge(self, symbols, words):
         """Merges until nothing can be: symbols, and first and last index of each."""
         every = tf.range(tf.size(symbols))
-        count = tf.reduce_max(tf.concat([words, [-1]], 0)) + 1
 
         def step(symbols, words, first, last, _):
             left, right = symbols[:-1], symbols[1:]
             key = tf.cast(left, tf.int64) * 2**32 + tf.cast(right, tf.int64)
             rank = tf.where(tf.equal(words[:-1], words[1:]), self.ranks(key), -1)
             rank = tf.where(rank < 0, INT_MAX, rank)
-            best = tf.math.unsorted_segment_min(rank, words[:-1], count)
+            best = tf.math.segment_min(rank, words[:-1])
             chosen = tf.equal(rank, tf.gather(best, words[:-1])) & (rank < INT_MAX)
             safe_rank = tf.where(chosen, rank, 0)
             # In "aaaa" every second pair of a run is merged, from the left.
@@ -932,7 +1087,7 @@ class BytePair(tf.Module):
             chosen &= tf.equal((place - origin) % 2, 0)
             only_first = chosen & ~tf.gather(self.at_once, safe_rank)
             at = tf.where(only_first, place, INT_MAX)
-            earliest = tf.math.unsorted_segment_min(at, words[:-1], count)
+            earliest = tf.math.segment_min(at, words[:-1])
             chosen &= ~only_first | tf.equal(place, tf.gather(earliest, words[:-1]))
             merged = tf.where(chosen, tf.gather(self.merged, safe_rank), left)
             gone = tf.concat([[False], chosen], 0)
@@ -1077,8 +1232,7 @@ def either(condition, then, otherwise) -> Tokens:
 
     def values(function):
         found = function()
-        values = (getattr(found, f.name) for f in dataclasses.fields(found))
-        return [value for value in values if value is not None]
+        return [value for value in fields(found) if value is not None]
 
     parts = tf.cond(condition, lambda: values(then), lambda: values(otherwise))
     return Tokens(*parts)
@@ -1247,13 +1401,16 @@ class GraphTokenizer(tf.Module):
     def _parsed(self, chars: Chars) -> Tokens:
         """Tokens of texts in which special tokens are written out."""
         size = chars.size
-        every, edge = tf.range(size), marked(chars.splits, size)
+        every = tf.range(size)
         row = segment_ids(chars.splits, size)
         found = self.special(chars.codes, every, tf.gather(chars.splits, row + 1))
         lengths = tf.range(1, self.special.depth + 1)
         longest = tf.reduce_max(tf.where(found < 0, 0, lengths), 1)
-        start = chain(edge, every + tf.maximum(longest, 1)) & (longest > 0)
-        at = tf.cast(tf.reshape(tf.where(start), [-1]), tf.int32)
+        # From each one to the next one behind it.
+        following = tf.concat([next_true(longest > 0), [size]], 0)
+        jump = tf.gather(following, every + longest)
+        at = tf.boolean_mask(following[:1], following[:1] < size)
+        at = chain(at, tf.fill(tf.shape(at), size), jump)
         length = tf.gather(longest, at)
         ids = tf.gather_nd(found, tf.stack([at, length - 1], 1))
         # What lies between is a text of its own: rows are cut at special tokens.
@@ -1268,8 +1425,7 @@ class GraphTokenizer(tf.Module):
         rows = tf.size(chars.splits)
         is_special = order >= rows
         kept = chars.keep(outside)
-        before = tf.gather(counts_before(outside), tf.sort(cuts) // 2)
-        kept.splits = before
+        kept.splits = rank_in(indices(outside), tf.sort(cuts) // 2)
         for step in self.normalizer:
             kept = step(kept)
         tokens = self.model(kept)
@@ -1294,8 +1450,8 @@ class GraphTokenizer(tf.Module):
         place = tf.range(tf.size(tokens.ids)) - tf.gather(tokens.splits, row)
         limit = lengths if isinstance(lengths, int) else tf.gather(lengths, row)
         kept = place < limit
-        splits = tf.gather(counts_before(kept), tokens.splits)
-        return Tokens(tf.boolean_mask(tokens.ids, kept), splits)
+        index = indices(kept)
+        return Tokens(tf.gather(tokens.ids, index), rank_in(index, tokens.splits))
 
     def _joined(self, template: "defs.Template", texts: list[Tokens]):
         """Texts put into a template: ids and segment ids, ragged."""

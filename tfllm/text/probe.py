@@ -6,6 +6,7 @@ still. Asking it, rather than Python's `unicodedata`, is what makes the graph eq
 
 import functools
 import json
+import unicodedata
 
 import numpy as np
 
@@ -75,43 +76,85 @@ def mapped(steps: str) -> dict[int, tuple[int, ...]]:
     step = {"type": "Sequence", "normalizers": json.loads(steps)}
     normalize = normalizer_from_json(step).normalize_str
     changed: dict[int, tuple[int, ...]] = {}
+    # Asked for all at once, parted by a character that the steps leave alone.
+    separator = "\ue000" if normalize("\ue000") == "\ue000" else "|"
 
     def ask(chars: str):
-        parts = normalize("\ue000".join(chars)).split("\ue000")
-        if len(chars) == 1:
-            parts = [normalize(chars)]
-        elif len(parts) != len(chars):  # the separator itself is touched: ask smaller
-            half = len(chars) // 2
+        parts = normalize(separator.join(chars)).split(separator)
+        if len(parts) != len(chars) and len(chars) > 1:
+            half = len(chars) // 2  # the separator itself is among them: ask smaller
             ask(chars[:half])
             ask(chars[half:])
             return
+        if len(chars) == 1:
+            parts = [normalize(chars)]
         for char, part in zip(chars, parts, strict=True):
             if part != char:
                 changed[ord(char)] = tuple(map(ord, part))
 
-    if normalize("\ue000") == "\ue000":
-        ask(_all_characters())
-    else:  # private characters are dropped: a letter parts as well, but for itself
-        separated = normalize("|".join(_all_characters())).split("|")
-        if len(separated) != len(_all_characters()) + 2 - 1:
-            # "|" itself is among the characters and makes one more part.
-            separated = None
-        chars = _all_characters()
-        bar = chars.index("|")
-        if separated is None:
-            for char in chars:
-                ask(char)
-        else:
-            parts = [*separated[:bar], "|", *separated[bar + 2 :]]
-            for char, part in zip(chars, parts, strict=True):
-                if part != char:
-                    changed[ord(char)] = tuple(map(ord, part))
+    everything = _all_characters()
+    for at in range(0, len(everything), 4096):
+        ask(everything[at : at + 4096])
     first = _EMPTY[0]
     if first in changed:
         if changed[first]:
             raise ValueError("unassigned characters become others")
         changed.update(dict.fromkeys(range(first, _EMPTY[1]), ()))
     return changed
+
+
+@functools.cache
+def compositions() -> dict[tuple[int, int], int]:
+    """Pairs of code points that NFC makes one."""
+    from tokenizers import normalizers
+
+    compose = normalizers.NFC().normalize_str
+    pairs = {}
+    for code in mapped('[{"type": "NFD"}]'):
+        if 0xAC00 <= code < 0xD7A4:  # Hangul: by arithmetic, two letters or three
+            lead, rest = divmod(code - 0xAC00, 588)
+            vowel, tail = divmod(rest, 28)
+            first = (0x1100 + lead, 0x1161 + vowel), (code - tail, 0x11A7 + tail)
+            pairs[first[tail > 0]] = code
+            continue
+        parts = unicodedata.decomposition(chr(code)).split()
+        if len(parts) == 2 and not parts[0].startswith("<"):
+            pair = int(parts[0], 16), int(parts[1], 16)
+            if compose(chr(pair[0]) + chr(pair[1])) == chr(code):
+                pairs[pair] = code
+    return pairs
+
+
+@functools.cache
+def combining_classes() -> np.ndarray:
+    """Canonical combining class of each code point."""
+    from tokenizers import normalizers
+
+    order = normalizers.NFD().normalize_str
+    classes = np.zeros(NUM_CODES, np.int32)
+    for code in _codes().tolist():
+        char = chr(code)
+        # The library may be older than Python's tables: does it reorder this one?
+        if kind := unicodedata.combining(char):
+            low, high = ("\u0334", "\u0345") if kind > 1 else ("\u0345", "\u0345")
+            moved = order(f"a{char}{low}") if kind > 1 else order(f"a{high}{char}")
+            classes[code] = kind if moved != f"a{char}{low}" or kind == 1 else 0
+    return classes
+
+
+@functools.lru_cache(maxsize=16)
+def combining(steps: str, form: str) -> np.ndarray:
+    """Which code points, after steps, may act on others in a Unicode form: int32."""
+    acting = combining_classes() > 0
+    if form in ("NFC", "NFKC"):
+        acting[[second for _, second in compositions()]] = True
+    for code, to in mapped(json.dumps([{"type": form.replace("C", "D")}])).items():
+        acting[code] |= bool(to) and bool(acting[to[0]])
+    result = acting.copy()
+    if json.loads(steps):
+        for code, to in mapped(steps).items():
+            result[code] = any(acting[c] for c in to)
+    return result.astype(np.int32)
 
 
 def _filled(table: np.ndarray) -> np.ndarray:
