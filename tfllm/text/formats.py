@@ -10,7 +10,14 @@ from tfllm.core.errors import UserError
 from tfllm.text import definition as defs
 from tfllm.text.cleaning import normalizer_from_json, replacement
 from tfllm.text.tokenizer import Tokenizer
-from tfllm.text.training import bert_definition, bpe_model, byte_level
+from tfllm.text.training import (
+    NEVER,
+    NMT_DROPPED,
+    NMT_SPACE,
+    bert_definition,
+    bpe_model,
+    byte_level,
+)
 
 NAMES = (
     "tokenizer.json",
@@ -22,7 +29,6 @@ NAMES = (
 )
 # SentencePiece's kinds of pieces.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
-NEVER = -10_000.0  # the score of a special token: no path goes through it
 
 
 def load(
@@ -249,13 +255,6 @@ def spm_definition(pieces: list[tuple[str, float, int]], steps, bpe: bool) -> di
         "decoder": defs.METASPACE_DECODER,
         "model": model,
     }
-
-
-NMT_DROPPED = r"[\x{1}-\x{8}\x{B}\x{E}-\x{1F}\x{7F}\x{8F}\x{9F}]"
-NMT_SPACE = (
-    r"[\x{9}\x{A}\x{C}\x{D}\x{1680}\x{200B}\x{200C}\x{200E}\x{200F}\x{2028}\x{2029}"
-    r"\x{2581}\x{FEFF}\x{FFFD}]"
-)
 
 
 def charsmap_steps(charsmap: bytes) -> list[dict]:

@@ -385,7 +385,7 @@ def normalizer(definition: dict, bert: bool) -> list:
             strip = step["strip_accents"]
             simple.append(off | {"clean_text": step["clean_text"]})
             if step["lowercase"] if strip is None else strip:
-                simple.extend([{"type": "NFD"}, {"type": "StripAccents"}])
+                simple.extend([{"type": "NFD"}, off | {"strip_accents": True}])
             simple.append(off | {"lowercase": step["lowercase"]})
             continue
         one = len(pattern.get("String", "")) == 1 or is_one_class(regex)
@@ -393,16 +393,119 @@ def normalizer(definition: dict, bert: bool) -> list:
             simple.append(step)
             continue
         flush()
+        whole = alternatives(regex, WHOLE_WORD)
+        anywhere = alternatives(regex, ANYWHERE)
         if step["type"] == "Strip":
             functions.append(Strip(step))
         elif step["type"] == "Prepend":
             functions.append(Prepend(step["prepend"]))
         elif regex == " {2,}" and len(content) == 1:
             functions.append(Squeeze(content))
+        elif regex == HTML_TAG and len(content) == 1:
+            functions.append(Tags(content))
+        elif "String" in pattern and len(content) == 1:
+            functions.append(Literals([pattern["String"]], content))
+        elif whole and not content:
+            functions.append(WholeWords(whole))
+        elif anywhere and not content:
+            functions.append(Literals(anywhere, content))
         else:
             raise UserError(f"normalizer {json.dumps(step)} is not in the graph")
     flush()
     return functions
+
+
+class Literals(tf.Module):
+    """Replaces strings, the longest first, by one character or none."""
+
+    def __init__(self, strings: list[str], content: str):
+        super().__init__()
+        self.trie = Trie({code_tuple(string): 1 for string in strings})
+        self.content = ord(content) if content else None
+
+    def __call__(self, chars: Chars) -> Chars:
+        """The texts without them."""
+        size = chars.size
+        row = segment_ids(chars.splits, size)
+        ends = tf.gather(chars.splits, row + 1)
+        found = self.trie(chars.codes, tf.range(size), ends)
+        lengths = tf.range(1, self.trie.depth + 1)
+        longest = tf.reduce_max(tf.where(found < 0, 0, lengths), 1)
+        return replaced(chars, *found_in_turn(longest), self.content)
+
+
+class Tags(tf.Module):
+    """Replaces HTML tags, `HTML_TAG`, by a character."""
+
+    def __init__(self, content: str):
+        super().__init__()
+        self.content = ord(content)
+
+    def __call__(self, chars: Chars) -> Chars:
+        """The texts without them."""
+        codes, last = chars.codes, shifted(marked(chars.splits, chars.size), -1, True)
+        opening, closing = tf.equal(codes, ord("<")), tf.equal(codes, ord(">"))
+        lower = tf.bitwise.bitwise_or(codes, 32)
+        name = (lower >= ord("a")) & (lower <= ord("z")) | tf.equal(codes, ord("!"))
+        slash = tf.equal(codes, ord("/")) & shifted(name, -1, False)
+        begins = opening & (shifted(name | slash, -1, False))
+        stop = next_true(opening | closing | last)  # the next of these, at or behind
+        stop = shifted(stop, -1, 0)
+        is_tag = begins & ~last & tf.gather(closing, stop)
+        at = indices(is_tag)
+        return replaced(chars, at, tf.gather(stop, at) + 1 - at, self.content)
+
+
+class WholeWords(tf.Module):
+    """Drops words that stand alone, as `(?<!\\w)(?:...)(?!\\w)` finds them."""
+
+    def __init__(self, words: list[str]):
+        super().__init__()
+        self.inner = CodeTable(probe.in_class(r"\w").astype(np.int32))
+        self.words = StringTable(dict.fromkeys(words, 1))
+
+    def __call__(self, chars: Chars) -> Chars:
+        """The texts without them."""
+        inner = self.inner(chars.codes) > 0
+        edge = marked(chars.splits, chars.size)
+        start = edge | ~(inner & shifted(inner, 1, False))
+        index = indices(start)
+        splits = tf.concat([index, [chars.size]], 0)
+        found = indices(self.words(chars.codes, splits) > 0)
+        at = tf.gather(index, found)
+        return replaced(chars, at, tf.gather(splits, found + 1) - at, None)
+
+
+def found_in_turn(longest: tf.Tensor):
+    """Matches from left to right, none over another: first indices and lengths.
+
+    Args:
+        longest: int32 `[T]`, the length of the match that starts there, or 0.
+    """
+    size = tf.size(longest)
+    # From each match to the next one behind it.
+    following = tf.concat([next_true(longest > 0), [size]], 0)
+    jump = tf.gather(following, tf.range(size) + longest)
+    first = tf.boolean_mask(following[:1], following[:1] < size)
+    at = chain(first, tf.fill(tf.shape(first), size), jump)
+    return at, tf.gather(longest, at)
+
+
+def replaced(chars: Chars, at, length, content: int | None) -> Chars:
+    """The texts with spans replaced by one character, in the place of the last one."""
+    size = chars.size
+    change = tf.concat([tf.ones_like(at), -tf.ones_like(at)], 0)
+    ends = tf.concat([at, at + length], 0)
+    outside = tf.equal(
+        tf.cumsum(tf.math.unsorted_segment_sum(change, ends, size + 1))[:size], 0
+    )
+    if content is None:
+        return chars.keep(outside)
+    last = at + length - 1
+    codes = tf.tensor_scatter_nd_update(
+        chars.codes, last[:, None], tf.fill(tf.shape(at), content)
+    )
+    return dataclasses.replace(chars, codes=codes).keep(outside | marked(last, size))
 
 
 class CharSteps(tf.Module):
@@ -467,7 +570,9 @@ class UnicodeForm(tf.Module):
         classes, edge = self.classes(chars.codes), marked(chars.splits, chars.size)
         run = tf.cumsum(tf.cast(tf.equal(classes, 0) | edge, tf.int32))
         order = tf.argsort(tf.cast(run, tf.int64) * 256 + tf.cast(classes, tf.int64))
-        chars, classes = chars.take(order, chars.splits), tf.gather(classes, order)
+        # The library leaves the spans where they are, so that they stay in order.
+        chars = dataclasses.replace(chars, codes=tf.gather(chars.codes, order))
+        classes = tf.gather(classes, order)
         return chars if self.pairs is None else self.compose(chars, classes, edge)
 
     def compose(self, chars: Chars, classes, edge) -> Chars:
@@ -1406,12 +1511,7 @@ class GraphTokenizer(tf.Module):
         found = self.special(chars.codes, every, tf.gather(chars.splits, row + 1))
         lengths = tf.range(1, self.special.depth + 1)
         longest = tf.reduce_max(tf.where(found < 0, 0, lengths), 1)
-        # From each one to the next one behind it.
-        following = tf.concat([next_true(longest > 0), [size]], 0)
-        jump = tf.gather(following, every + longest)
-        at = tf.boolean_mask(following[:1], following[:1] < size)
-        at = chain(at, tf.fill(tf.shape(at), size), jump)
-        length = tf.gather(longest, at)
+        at, length = found_in_turn(longest)
         ids = tf.gather_nd(found, tf.stack([at, length - 1], 1))
         # What lies between is a text of its own: rows are cut at special tokens.
         change = tf.math.unsorted_segment_sum(

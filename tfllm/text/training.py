@@ -1,6 +1,7 @@
 """Learning a vocabulary from text."""
 
 import gzip
+import json
 import math
 import zlib
 from collections import Counter
@@ -20,6 +21,13 @@ from tfllm.text.tokenizer import Tokenizer, whole_text
 KINDS = ("characters", "words", "wordpiece", "bpe", "unigram")
 BERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 SPECIAL = ("<pad>", "<unk>", "<s>", "</s>", "<mask>")
+NEVER = -10_000.0  # the score of a special token: no path goes through it
+# What SentencePiece's rule `nmt_nfkc` does beside NFKC.
+NMT_DROPPED = r"[\x{1}-\x{8}\x{B}\x{E}-\x{1F}\x{7F}\x{8F}\x{9F}]"
+NMT_SPACE = (
+    r"[\x{9}\x{A}\x{C}\x{D}\x{1680}\x{200B}\x{200C}\x{200E}\x{200F}\x{2028}"
+    r"\x{2029}\x{2581}\x{FEFF}\x{FFFD}]"
+)
 
 
 def train(
@@ -32,6 +40,7 @@ def train(
     lowercase: bool | None = None,
     special_tokens: Iterable[str] | None = None,
     dictionary: str | Path | Mapping[str, float] | None = None,
+    pattern: str = "digits",
     progress: bool = False,
 ) -> Tokenizer:
     """Learns a tokenizer; the same texts give the same one.
@@ -48,6 +57,7 @@ def train(
         special_tokens: All of them, by id; pad first, unk second.
         dictionary: For `words`: a file in jieba's format or `{word: frequency}`, by
             which Chinese is cut; learned from the texts when None.
+        pattern: For `bpe`, how text is cut before: see `byte_level`.
         progress: Whether to show how far it is.
 
     Raises:
@@ -70,11 +80,21 @@ def train(
     if lower and {"type": "Lowercase"} not in steps and kind != "wordpiece":
         steps.append({"type": "Lowercase"})
     stream = Stream(texts, progress)
-    learn = {"characters": _characters, "words": _words}[kind]
     options = {"min_frequency": max(1, min_frequency)}
-    if kind == "words":
+    if kind == "characters":
+        definition = _characters(stream, vocabulary_size, special, steps, **options)
+    elif kind == "words":
         options["dictionary"] = dictionary
-    definition = learn(stream, vocabulary_size, special, steps, **options)
+        definition = _words(stream, vocabulary_size, special, steps, **options)
+    elif kind == "wordpiece":
+        definition = bert_definition({}, steps, lower, strip_accents=None)
+        definition = _learn(definition, stream, vocabulary_size, special, **options)
+    elif kind == "bpe":
+        definition = byte_level(bpe_model({}, []), steps, pattern)
+        definition = _learn(definition, stream, vocabulary_size, special, **options)
+    else:
+        options["cleaning"] = cleaning
+        definition = _unigram(stream, vocabulary_size, special, steps, **options)
     vocab = definition["model"]["vocab"]
     if len(vocab) <= len(special):
         raise UserError("no token was learned", fix="Give texts that are not empty.")
@@ -232,6 +252,184 @@ def bpe_model(vocab: dict, merges: list, **changes) -> dict:
     return model | changes | {"vocab": vocab, "merges": merges}
 
 
+# -- by the trainers of the `tokenizers` library ------------------------------------------
+
+# More text than this changes a vocabulary little, and the trainers hold what they count
+# in memory: of more, an even share is read.
+LIMITS = {"WordPiece": 400_000_000, "BPE": 200_000_000, "Unigram": 50_000_000}
+
+
+def _learn(definition, stream, size, special, min_frequency):
+    """The definition with a vocabulary of a `tokenizers` trainer."""
+    from tokenizers import Tokenizer as Engine
+    from tokenizers import pre_tokenizers, trainers
+
+    kind = definition["model"]["type"]
+    trainer = {"WordPiece": trainers.WordPieceTrainer, "BPE": trainers.BpeTrainer}[kind]
+    options = {"special_tokens": special, "show_progress": stream.progress}
+    options["min_frequency"] = min_frequency
+    if kind == "BPE":
+        # Every byte is in, so that every text can be encoded and comes back.
+        options["initial_alphabet"] = pre_tokenizers.ByteLevel.alphabet()
+    bare = definition | {"post_processor": None, "added_tokens": []}
+    engine = Engine.from_str(json.dumps(bare))
+    engine.train_from_iterator(
+        _batches(stream.read(LIMITS[kind])), trainer(vocab_size=size, **options)
+    )
+    return definition | {"model": json.loads(engine.to_str())["model"]}
+
+
+def _batches(texts: Iterable[str], size: int = 256) -> Iterator[list[str]]:
+    batch = []
+    for text in texts:
+        batch.append(text)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    yield batch
+
+
+# -- unigram -----------------------------------------------------------------------------
+
+
+def _unigram(stream, size, special, steps, min_frequency, cleaning):
+    import regex
+
+    if cleaning is None:
+        steps = [*steps, replacement(NMT_DROPPED, "", regex=True)]
+        steps += [replacement(NMT_SPACE, " ", regex=True), {"type": "NFKC"}]
+        steps.append({"type": "Strip", "strip_left": True, "strip_right": True})
+        steps.append(replacement(" {2,}", " ", regex=True))
+    steps.append({"type": "Prepend", "prepend": defs.MARK})
+    steps.append(replacement(" ", defs.MARK))
+    clean, counts = cleaner(steps), Counter()
+    # Pieces do not go over spaces, nor over a change of script or kind.
+    parts = rf"{defs.MARK}?(?:\p{{Han}}+|[\p{{L}}\p{{M}}]+|\p{{N}}+|[^\p{{L}}\p{{M}}\p{{N}}{defs.MARK}]+)|{defs.MARK}"
+    find = regex.compile(parts).findall
+    for text in stream.read(LIMITS["Unigram"]):
+        counts.update(find(clean(text)))
+    # What special tokens are written with must have pieces of its own: then no text
+    # is ever taken for one, see NEVER.
+    needed = {char for token in special for char in token} | {defs.MARK}
+    learned = learn_pieces(counts, size - len(special), 16, min_frequency, needed)
+    total = sum(learned.values())
+    vocab = [[token, NEVER] for token in special]
+    for piece, count in sorted(learned.items(), key=lambda item: (-item[1], item[0])):
+        vocab.append([piece, exact(math.log(count / total))])
+    model = {"type": "Unigram", "unk_id": 1, "vocab": vocab, "byte_fallback": False}
+    return _definition(model, steps, []) | {"decoder": defs.METASPACE_DECODER}
+
+
+def exact(score: float) -> float:
+    """A score whose sums have no rounding, so that any order of adding is equal."""
+    return round(score * 2**16) / 2**16
+
+
+def learn_pieces(
+    words: Counter, size: int, longest: int, min_frequency=1, needed=(), cohesive=False
+) -> dict[str, float]:
+    """Pieces of a unigram model (Kudo 2018, arXiv:1804.10959) with their counts.
+
+    Begins with the substrings that cover most text, then cuts all words by the most
+    probable path, counts, and drops what covers least, until few enough are left
+    (expectation maximisation with best paths). Counts are whole numbers, so that the
+    outcome does not hang on an order of adding.
+
+    Args:
+        words: Words with their counts.
+        size: How many pieces, single characters included.
+        longest: The longest piece, in characters.
+        min_frequency: How often a character or piece must occur.
+        needed: Characters that must be among them.
+        cohesive: Whether to begin only with what looks like a word: its parts occur
+            together more often than by chance, and it has different neighbours.
+    """
+    chars = Counter()
+    for word, count in words.items():
+        for char in word:
+            chars[char] += count
+    singles = {c: n for c, n in chars.items() if n >= min_frequency or c in needed}
+    singles |= {char: max(1, chars[char]) for char in needed}
+    most = sorted(singles, key=lambda c: (c not in needed, -singles[c], c))[:size]
+    singles = {char: singles[char] for char in most}
+    pieces = dict(_substrings(words, longest, max(2, min_frequency), cohesive))
+    room = size - len(singles)
+    target = int(8 * room)
+    while True:
+        by_cover = sorted(pieces, key=lambda p: (-pieces[p] * (len(p) - 1), p))
+        pieces = {piece: pieces[piece] for piece in by_cover[: max(target, room)]}
+        last = target <= room
+        cut = count_pieces(words, pieces | singles)
+        pieces = {piece: cut[piece] for piece in pieces if cut[piece] >= min_frequency}
+        if last:
+            break
+        target = max(room, int(target * 0.6))
+    return {char: max(1, cut[char]) for char in singles} | pieces
+
+
+def _substrings(words: Counter, longest: int, min_frequency: int, cohesive: bool):
+    """Substrings of two characters or more, with counts."""
+    import numpy as np
+
+    order = sorted(words)
+    text = "\0".join(["", *order, ""])
+    codes = np.frombuffer(text.encode("utf-32-le"), np.uint32).astype(np.int64)
+    weights = np.zeros(len(codes), np.int64)
+    stops = np.flatnonzero(codes == 0)
+    sizes = [words[word] for word in order]
+    weights[1:] = np.repeat([*sizes, 0], np.diff([*stops, len(codes) - 1]))
+    _, ids = np.unique(codes, return_inverse=True)
+    single = np.bincount(ids, weights)[ids]
+    total = max(1.0, weights[codes != 0].sum())
+    at, before, first_ids = np.flatnonzero(codes != 0), single, ids
+    for length in range(2, longest + 1):
+        ends = at + length - 1
+        at = at[ends < len(codes)]
+        at = at[(codes[at + length - 1] != 0) & (before[at] >= min_frequency)]
+        if not len(at):
+            return
+        keys = ids[at] * (first_ids.max() + 1) + first_ids[at + length - 1]
+        _, place, inverse = np.unique(keys, return_index=True, return_inverse=True)
+        counts = np.bincount(inverse, weights[at])
+        now = np.zeros(len(codes))
+        now[at] = counts[inverse]
+        good = counts >= min_frequency
+        start = at[place]
+        if cohesive:
+            chance = np.maximum(
+                before[start] * single[start + length - 1],
+                single[start] * before[start + 1],
+            )
+            good &= counts * total > 20 * chance
+            for side in (at - 1, at + length):  # how many different neighbours
+                near = np.unique(inverse * (first_ids.max() + 1) + first_ids[side])
+                variety = np.bincount(near // (first_ids.max() + 1))
+                good &= variety >= 3
+        for begin, count in zip(start[good], counts[good], strict=True):
+            yield text[begin : begin + length], int(count)
+        ids = ids.copy()
+        ids[at] = inverse
+        before = now
+
+
+def count_pieces(words: Counter, counts: Mapping[str, float]) -> Counter:
+    """How often each piece is used when all words are cut by the best path."""
+    from tokenizers import Tokenizer as Engine
+    from tokenizers import models
+
+    total = sum(counts.values())
+    scores = [(p, exact(math.log(max(n, 0.5) / total))) for p, n in counts.items()]
+    engine = Engine(models.Unigram([("", 0.0), *sorted(scores)], 0))
+    cut, items = Counter(), sorted(words.items())
+    for at in range(0, len(items), 10_000):
+        part = items[at : at + 10_000]
+        encodings = engine.encode_batch([word for word, _ in part])
+        for (_, n), encoding in zip(part, encodings, strict=True):
+            for token in encoding.tokens:
+                cut[token] += n
+    return cut
+
+
 # -- words ---------------------------------------------------------------------------
 
 
@@ -266,9 +464,13 @@ def _words(stream, size, special, steps, min_frequency, dictionary):
     words = (
         read_dictionary(dictionary)
         if dictionary is not None
-        else learn_dictionary(runs, size)
+        else learn_pieces(runs, size, 6, cohesive=True)
     )
-    cut = _count_words(runs, words)
+    alone = Counter()
+    for run, count in runs.items():
+        for char in run:
+            alone[char] += count
+    cut = count_pieces(runs, dict.fromkeys(alone, 1) | words)
     tokens = _most_frequent(Counter(spaced) + cut, min_frequency, room)
     total = sum(words.values()) + sum(runs.values())
     vocab = [[token, -40.0] for token in special]
@@ -278,11 +480,6 @@ def _words(stream, size, special, steps, min_frequency, dictionary):
     model = {"type": "Unigram", "unk_id": 1, "vocab": vocab, "byte_fallback": False}
     steps = [*steps, replacement(defs.WORD_ENDS, defs.MARK, regex=True)]
     return _definition(model, steps, [_found(defs.MARKED_WORDS)])
-
-
-def exact(score: float) -> float:
-    """A score whose sums have no rounding, so that any order of adding is equal."""
-    return round(score * 2**16) / 2**16
 
 
 def apostrophe_step() -> dict:
@@ -313,46 +510,3 @@ def read_dictionary(source: str | Path | Mapping[str, float]) -> dict[str, float
                 "A line is: word frequency tag.",
             ) from None
     return words
-
-
-def learn_dictionary(runs: Counter, size: int) -> dict[str, float]:
-    """Words of a script without spaces, with frequencies, from runs of its characters.
-
-    Expectation maximisation over a unigram model (Kudo 2018, arXiv:1804.10959) of the
-    runs between punctuation.
-    """
-    from tokenizers import Tokenizer as Engine
-    from tokenizers import models, pre_tokenizers, trainers
-
-    engine = Engine(models.Unigram())
-    engine.pre_tokenizer = pre_tokenizers.Split("\n", "removed")
-    trainer = trainers.UnigramTrainer(
-        vocab_size=size, unk_token="<unk>", special_tokens=["<unk>"],
-        show_progress=False, max_piece_length=6, initial_alphabet=[],
-    )  # fmt: skip
-    expanded = (run for run in sorted(runs) for _ in range(min(runs[run], 64)))
-    engine.train_from_iterator(expanded, trainer)
-    total = sum(len(run) * n for run, n in runs.items()) / 1.6
-    import json
-
-    vocab = json.loads(engine.to_str())["model"]["vocab"]
-    return {word: math.exp(score) * total for word, score in vocab if score < 0}
-
-
-def _count_words(runs: Counter, words: Mapping[str, float]) -> Counter:
-    """How often each word, or single character, occurs in the runs when cut."""
-    from tokenizers import Tokenizer as Engine
-    from tokenizers import models
-
-    total = sum(words.values()) + sum(runs.values())
-    scores = {char: math.log(1 / total) for run in runs for char in run}
-    scores |= {w: math.log(max(1.0, n) / total) for w, n in words.items()}
-    engine = Engine(models.Unigram([("", 0.0), *sorted(scores.items())], 0))
-    cut, items = Counter(), sorted(runs.items())
-    for at in range(0, len(items), 10_000):
-        part = items[at : at + 10_000]
-        encodings = engine.encode_batch([run for run, _ in part])
-        for (_, n), encoding in zip(part, encodings, strict=True):
-            for token in encoding.tokens:
-                cut[token] += n
-    return cut
