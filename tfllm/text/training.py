@@ -87,11 +87,13 @@ def train(
         options["dictionary"] = dictionary
         definition = _words(stream, vocabulary_size, special, steps, **options)
     elif kind == "wordpiece":
-        definition = bert_definition({}, steps, lower, strip_accents=None)
-        definition = _learn(definition, stream, vocabulary_size, special, **options)
+        options["lower"] = lower
+        definition = _wordpiece(stream, vocabulary_size, special, steps, **options)
     elif kind == "bpe":
         definition = byte_level(bpe_model({}, []), steps, pattern)
-        definition = _learn(definition, stream, vocabulary_size, special, **options)
+        texts = stream.read(LIMITS["bpe"])
+        model = _merges(definition, texts, vocabulary_size, special, **options)
+        definition["model"] = model
     else:
         options["cleaning"] = cleaning
         definition = _unigram(stream, vocabulary_size, special, steps, **options)
@@ -252,31 +254,27 @@ def bpe_model(vocab: dict, merges: list, **changes) -> dict:
     return model | changes | {"vocab": vocab, "merges": merges}
 
 
-# -- by the trainers of the `tokenizers` library ------------------------------------------
+# -- byte-pair encoding and WordPiece ------------------------------------------------------
 
-# More text than this changes a vocabulary little, and the trainers hold what they count
-# in memory: of more, an even share is read.
-LIMITS = {"WordPiece": 400_000_000, "BPE": 200_000_000, "Unigram": 50_000_000}
+# More text than this changes a vocabulary little, and what is counted is in memory: of
+# more, an even share is read.
+LIMITS = {"wordpiece": 400_000_000, "bpe": 200_000_000, "unigram": 50_000_000}
 
 
-def _learn(definition, stream, size, special, min_frequency):
-    """The definition with a vocabulary of a `tokenizers` trainer."""
+def _merges(definition, texts, size, special, min_frequency, alphabet=None):
+    """The `model` with merges learned by the `tokenizers` library."""
     from tokenizers import Tokenizer as Engine
     from tokenizers import pre_tokenizers, trainers
 
-    kind = definition["model"]["type"]
-    trainer = {"WordPiece": trainers.WordPieceTrainer, "BPE": trainers.BpeTrainer}[kind]
-    options = {"special_tokens": special, "show_progress": stream.progress}
-    options["min_frequency"] = min_frequency
-    if kind == "BPE":
-        # Every byte is in, so that every text can be encoded and comes back.
-        options["initial_alphabet"] = pre_tokenizers.ByteLevel.alphabet()
-    bare = definition | {"post_processor": None, "added_tokens": []}
-    engine = Engine.from_str(json.dumps(bare))
-    engine.train_from_iterator(
-        _batches(stream.read(LIMITS[kind])), trainer(vocab_size=size, **options)
-    )
-    return definition | {"model": json.loads(engine.to_str())["model"]}
+    if alphabet is None:  # every byte, so that every text can be encoded
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, special_tokens=special, min_frequency=min_frequency,
+        initial_alphabet=sorted(alphabet), show_progress=False,
+    )  # fmt: skip
+    engine = Engine.from_str(json.dumps(definition | {"added_tokens": []}))
+    engine.train_from_iterator(_batches(texts), trainer)
+    return json.loads(engine.to_str())["model"]
 
 
 def _batches(texts: Iterable[str], size: int = 256) -> Iterator[list[str]]:
@@ -287,6 +285,40 @@ def _batches(texts: Iterable[str], size: int = 256) -> Iterator[list[str]]:
             yield batch
             batch = []
     yield batch
+
+
+def _wordpiece(stream, size, special, steps, min_frequency, lower):
+    """BERT's WordPiece, from the merges that BPE learns.
+
+    The library's own trainer gives another vocabulary every time. So each character
+    that goes on a word is written as a private one here, BPE is learned, and the
+    private ones become `##` again.
+    """
+    import regex
+
+    definition = bert_definition({}, steps, lower)
+    clean = cleaner(defs.normalizers(definition))
+    signs = r"\p{P}$+<=>^`|~"
+    find = regex.compile(rf"[{signs}]|[^\s{signs}]+").findall
+    inner: dict[str, str] = {}
+
+    def written(word):
+        for char in word[1:]:
+            if char not in inner:
+                inner[char] = chr(0xF0000 + len(inner))
+        return word[0] + "".join(map(inner.__getitem__, word[1:]))
+
+    def texts():
+        for text in stream.read(LIMITS["wordpiece"]):
+            yield " ".join(map(written, find(clean(text))))
+
+    parts = _definition(bpe_model({}, []), [], [{"type": "WhitespaceSplit"}])
+    model = _merges(parts, texts(), size, special, min_frequency, alphabet=[])
+    plain, vocab = {private: char for char, private in inner.items()}, {}
+    for token, token_id in sorted(model["vocab"].items(), key=lambda item: item[1]):
+        text = "".join(plain.get(char, char) for char in token)
+        vocab["##" + text if token[0] in plain else text] = token_id
+    return bert_definition(vocab, steps, lower)
 
 
 # -- unigram -----------------------------------------------------------------------------
@@ -306,7 +338,7 @@ def _unigram(stream, size, special, steps, min_frequency, cleaning):
     # Pieces do not go over spaces, nor over a change of script or kind.
     parts = rf"{defs.MARK}?(?:\p{{Han}}+|[\p{{L}}\p{{M}}]+|\p{{N}}+|[^\p{{L}}\p{{M}}\p{{N}}{defs.MARK}]+)|{defs.MARK}"
     find = regex.compile(parts).findall
-    for text in stream.read(LIMITS["Unigram"]):
+    for text in stream.read(LIMITS["unigram"]):
         counts.update(find(clean(text)))
     # What special tokens are written with must have pieces of its own: then no text
     # is ever taken for one, see NEVER.
