@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tfllm.core import packages
 from tfllm.core.errors import UserError
 from tfllm.core.files import sha256
-from tfllm.data import cache, packages, samples
+from tfllm.data import cache, samples
 from tfllm.data.cache import cached_columns, trim
 from tfllm.data.columns import Columns, Ragged
 from tfllm.data.doctor import examine

@@ -9,10 +9,10 @@
 from pathlib import Path
 
 from tfllm.core.errors import UserError, did_you_mean
+from tfllm.core.packages import package_files
 from tfllm.data.doctor import drop_duplicates, text_key
 from tfllm.data.near import near_duplicates
 from tfllm.data.order import shuffled
-from tfllm.data.packages import package_files
 from tfllm.data.readers import Records, read
 
 _SAMPLES = {
