@@ -132,24 +132,10 @@ def test_calibration_by_hand():
     assert edges.counts.tolist() == [2, 1]
 
 
-def test_calibration_of_equal_mass_keeps_ties_together_whatever_the_order():
-    rng = np.random.default_rng(0)
-    confidence = np.repeat(rng.random(20), 30)
-    correct = rng.random(600) < 0.5
-    found = c.calibration(confidence, correct, equal_mass=True)
-    assert (found.counts % 30 == 0).all()
-    order = rng.permutation(600)
-    again = c.calibration(confidence[order], correct[order], equal_mass=True)
-    assert again.error == pytest.approx(found.error)
-    spread = c.calibration(rng.random(1500), rng.random(1500) < 0.5, equal_mass=True)
-    assert spread.counts.tolist() == [100] * 15
-
-
 def test_calibrated_scores_have_a_small_error():
     confidence = np.random.default_rng(0).random(100_000)
     correct = np.random.default_rng(1).random(100_000) < confidence
-    for equal_mass in (False, True):
-        assert c.calibration(confidence, correct, equal_mass=equal_mass).error < 0.01
+    assert c.calibration(confidence, correct).error < 0.01
 
 
 def test_top_confusions():
@@ -160,14 +146,6 @@ def test_top_confusions():
         ("a", "b", 2),
     ]
     assert found[0]["share"] == pytest.approx(0.8)
-
-
-def test_precision_recall_with_ties():
-    precision, recall, average = c.precision_recall(
-        np.array([1, 0, 1, 0]), np.array([0.5, 0.5, 0.5, 0.1])
-    )
-    assert average == pytest.approx(2 / 3)
-    assert precision[recall > 0].max() == pytest.approx(2 / 3)
 
 
 def test_multilabel_equals_scikit_learn():

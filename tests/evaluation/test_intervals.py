@@ -85,21 +85,19 @@ def test_one_row_and_all_right():
         assert found["accuracy"] == (1, 1)
 
 
-def test_bootstrap_of_arrays_and_means():
+def test_bootstrap_of_arrays():
     values = np.random.default_rng(0).normal(5, 2, (400, 2))
     low, high = intervals.bootstrap(lambda x: x.mean(0), [values])
     for k in range(2):
-        mean = intervals.bootstrap_mean(values[:, k])
-        assert mean == pytest.approx((low[k], high[k]), abs=0.05)
         half = 1.96 * values[:, k].std() / 20
-        assert mean[1] - mean[0] == pytest.approx(2 * half, rel=0.1)
+        assert high[k] - low[k] == pytest.approx(2 * half, rel=0.1)
 
 
 def test_compare_same_systems():
     labels, predictions = case(200)
     found = compare(labels, predictions, predictions, class_names=NAMES, samples=200)
     assert found["accuracy"]["difference"] == 0
-    assert found["accuracy"]["p_value"] == found["accuracy"]["mcnemar"] == 1
+    assert found["accuracy"]["p_value"] == 1
     assert found["f1_macro"]["interval"] == (0, 0)
 
 
@@ -117,7 +115,7 @@ def test_compare_finds_a_difference_and_its_sign():
     assert back["accuracy"]["difference"] == pytest.approx(-change)
 
 
-def test_randomisation_agrees_with_swapping_rows_one_by_one():
+def test_p_value_agrees_with_swapping_rows_one_by_one():
     labels, first = case(120, right=0.7, seed=3)
     second = first.copy()
     rng = np.random.default_rng(0)
@@ -149,20 +147,3 @@ def test_p_values_are_uniform_when_nothing_differs():
         )
         below += found["f1_macro"]["p_value"] < 0.1
     assert below <= 20
-
-
-def test_mcnemar_by_hand():
-    first = np.array([1] * 9 + [0] + [1] * 20, bool)
-    second = np.array([0] * 9 + [1] + [1] * 20, bool)
-    # Two-sided: 2 * (C(10,0) + C(10,1)) / 2**10
-    assert intervals.mcnemar(first, second) == pytest.approx(22 / 1024)
-
-
-def test_compare_means():
-    rng = np.random.default_rng(0)
-    first = rng.normal(size=300)
-    same = intervals.compare_means(first, first + rng.normal(0, 0.1, 300), samples=500)
-    assert same["p_value"] > 0.01
-    better = intervals.compare_means(first, first + 0.1, samples=500)
-    assert better["difference"] == pytest.approx(0.1)
-    assert better["p_value"] < 0.01

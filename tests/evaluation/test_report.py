@@ -56,9 +56,7 @@ def test_results_have_the_form_that_tools_read(tmp_path):
     assert found["samples"] == 57
     accuracy = classification_metrics(rest.labels, rest.predictions, class_names=NAMES)
     assert found["metrics"]["accuracy"] == accuracy["accuracy"]
-    sizes = [s["samples"] for s in stored["slices"]["leakage"]]
-    assert sizes == [3, 57]
-    assert sum(s["samples"] for s in stored["slices"]["length"]) == 60
+    assert [row["label"] for row in stored["per_class"]] == NAMES
 
 
 def test_predictions_in_order_with_every_field(tmp_path):
@@ -112,8 +110,7 @@ def test_report_says_what_matters(tmp_path):
         "TF-IDF + SVM without them: accuracy",
         "so\\|so",
         "Most frequent confusions",
-        "Slices by length",
-        "in the training data",
+        "p (paired bootstrap)",
     ):
         assert words in report
     stored = json.loads((tmp_path / "eval/results.json").read_text("utf-8"))
@@ -138,7 +135,6 @@ def test_pictures_are_there_and_the_report_names_them(tmp_path):
     report = (tmp_path / "eval/report.md").read_text("utf-8")
     files = {path.name for path in (tmp_path / "eval").glob("*.png")}
     assert files == {
-        "accuracy_by_length.png",
         "confusion_matrix.png",
         "precision_and_recall.png",
         "reliability.png",
@@ -211,13 +207,13 @@ def test_pixels_for_tensorboard():
 
 def test_reliability_of_one_bin():
     one = calibration(np.array([1.0]), np.array([True]))
-    assert figures.png(figures.reliability_figure(one, one))
+    assert figures.png(figures.reliability_figure(one))
 
 
 def test_labels_without_a_font_become_numbers():
-    assert figures.drawable(["a", "\U000f0000"]) == (["0", "1"], True)  # private use
-    names, as_numbers = figures.drawable(["costs $5", "x" * 30])
-    assert not as_numbers
+    assert figures.drawable(["a", "\U000f0000"]) == (["0", "1"], None)  # private use
+    names, font = figures.drawable(["costs $5", "x" * 30])
+    assert font == "DejaVu Sans"
     assert names == [r"costs \$5", "x" * 23 + "…"]
 
 

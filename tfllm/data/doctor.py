@@ -128,7 +128,7 @@ class Report:
         """Draws label balance and lengths into an image file."""
         from matplotlib.figure import Figure
 
-        from tfllm.evaluation.figures import drawable, font_families
+        from tfllm.evaluation.figures import drawable
 
         figure = Figure(figsize=(11, 4.5), layout="constrained")
         left, right = figure.subplots(1, 2)
@@ -136,7 +136,7 @@ class Report:
         for facts in self.splits.values():
             total.update(facts["labels"])
         shown = [label for label, _ in total.most_common(20)]
-        names, as_numbers = drawable(shown)
+        names, font = drawable(shown)
         width = 0.8 / len(self.splits)
         for number, (split, facts) in enumerate(self.splits.items()):
             rows = max(sum(facts["labels"].values()), 1)
@@ -147,15 +147,12 @@ class Report:
             right.stairs(
                 np.array(length["counts"]) / facts["rows"], length["edges"], label=split
             )
-        left.set_yticks(np.arange(len(shown)) + 0.4 - width / 2, names)
-        families = font_families(shown)
-        if families:
-            for tick in left.get_yticklabels():
-                tick.set_fontfamily(families)
+        places = np.arange(len(shown)) + 0.4 - width / 2
+        left.set_yticks(places, names, fontfamily=font)
         left.invert_yaxis()
         more = f", the {len(shown)} largest of {len(total)}" if len(total) > 20 else ""
         left.set_title(f"Share of labels{more}", loc="left")
-        if as_numbers:
+        if not font:
             left.set_ylabel("number of the label, by frequency (no font has its name)")
         right.set_title("Length of texts", loc="left")
         right.set_xlabel(next(iter(self.splits.values()))["length"]["unit"])

@@ -14,6 +14,8 @@ import numpy as np
 
 from tfllm.core.errors import UserError
 
+BINS = 15  # of confidence
+
 
 def encode(
     class_names: Sequence[str], *columns: Sequence
@@ -37,20 +39,17 @@ def encode(
         raise ValueError(f"labels and predictions differ in length: {sizes}")
     if not len(columns[0]):
         raise UserError("There are no rows to evaluate.", fix="Check the test file.")
-    names, known = list(class_names), set(class_names)
-    arrays = [np.asarray(c) if _are_ids(c) else c for c in columns]
-    texts = [c for c in arrays if not isinstance(c, np.ndarray)]
-    names += sorted({x for c in texts for x in c if x not in known})
+    names, told = list(class_names), []
+    for column in columns:
+        ids = np.asarray(column)
+        if ids.dtype.kind in "iu":
+            if ids.min() < 0 or ids.max() >= len(names):
+                raise ValueError(f"class ids must lie in [0, {len(names)})")
+            column = [names[i] for i in ids]
+        told.append(column)
+    names += sorted(set().union(*told) - set(names))
     index = {name: i for i, name in enumerate(names)}
-    ids = []
-    for column in arrays:
-        if isinstance(column, np.ndarray):
-            if column.min() < 0 or column.max() >= len(known):
-                raise ValueError(f"class ids must lie in [0, {len(known)})")
-            ids.append(column.astype(np.int64))
-        else:
-            ids.append(np.array([index[x] for x in column], np.int64))
-    return names, ids
+    return names, [np.array([index[x] for x in column], np.int64) for column in told]
 
 
 def confusion_matrix(labels, predictions, *, class_names) -> np.ndarray:
@@ -112,8 +111,7 @@ def classification_metrics(
 
     Returns:
         `accuracy`, `precision`, `recall`, `f1_macro`, `f1_micro`, `matthews`; with
-        scores also `loss` (nats), `calibration_error` (15 bins of equal width) and
-        `calibration_error_equal_mass` (15 bins of equal counts).
+        scores also `loss` (nats) and `calibration_error`.
 
     Raises:
         UserError: no rows, or scores that are not numbers.
@@ -127,12 +125,10 @@ def classification_metrics(
         scores = check_scores(scores, len(labels), len(class_names))
         if predictions.max() >= len(class_names):
             raise ValueError("a prediction with scores must be one of class_names")
-        confidence = scores[np.arange(len(labels)), predictions]
-        hits = labels == predictions
         metrics["loss"] = float(log_losses(labels, scores).mean())
-        metrics["calibration_error"] = calibration(confidence, hits).error
-        equal_mass = calibration(confidence, hits, equal_mass=True)
-        metrics["calibration_error_equal_mass"] = equal_mass.error
+        confidence = scores[np.arange(len(labels)), predictions]
+        found = calibration(confidence, labels == predictions)
+        metrics["calibration_error"] = found.error
     return metrics
 
 
@@ -199,7 +195,7 @@ def log_losses(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Confidence against accuracy, `[bins]` each without empty bins; and the error."""
+    """Rows, mean confidence and accuracy of each bin that holds rows; and the error."""
 
     counts: np.ndarray
     confidence: np.ndarray
@@ -208,44 +204,30 @@ class Calibration:
 
 
 def calibration(
-    confidence: np.ndarray, correct: np.ndarray, bins=15, equal_mass=False
+    confidence: np.ndarray, correct: np.ndarray, bins: int = BINS
 ) -> Calibration:
     """Expected calibration error (Naeini et al. 2015; Guo et al. 2017).
+
+    The mean distance of accuracy from confidence over bins of equal width, (0, 1/15],
+    (1/15, 2/15], …
 
     Args:
         confidence: Probability of the predicted class `[N]`.
         correct: Whether the prediction is right `[N]`.
         bins: Number of bins.
-        equal_mass: Bins that hold equally many rows (equal confidences stay together)
-            instead of bins (0, 1/15], (1/15, 2/15], ... of equal width.
     """
     confidence = np.asarray(confidence, np.float64)
     edges = np.linspace(0, 1, bins + 1)
-    if equal_mass:
-        edges = np.quantile(confidence, edges)
     place = np.searchsorted(edges[1:-1], confidence, side="left")
     counts = np.bincount(place, minlength=bins)
     used = counts > 0
     means = [
-        np.bincount(place, weights=values, minlength=bins)[used] / counts[used]
-        for values in (confidence, np.asarray(correct, np.float64))
+        np.bincount(place, values, bins)[used] / counts[used]
+        for values in (confidence, correct)
     ]
     gaps = np.abs(means[0] - means[1])
     error = float((gaps * counts[used]).sum() / len(confidence))
-    return Calibration(counts[used], means[0], means[1], error)
-
-
-def precision_recall(positive: np.ndarray, score: np.ndarray):
-    """The curve of one class: precision `[M]`, recall `[M]`, and average precision.
-
-    Args:
-        positive: Whether a row has the class `[N]`; at least one must.
-        score: Its probability `[N]`.
-    """
-    from sklearn.metrics import average_precision_score, precision_recall_curve
-
-    precision, recall, _ = precision_recall_curve(positive, score)
-    return precision, recall, float(average_precision_score(positive, score))
+    return Calibration(counts[used], *means, error)
 
 
 def multilabel_metrics(
@@ -285,18 +267,20 @@ def multilabel_metrics(
 def tune_thresholds(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """The threshold of each class `[K]` with the best F1 on validation rows.
 
-    Half-way between two neighbouring scores; 0.5 for a class without a positive row.
+    Args:
+        labels: 0/1 values `[N, K]`.
+        scores: Probabilities `[N, K]`.
+
+    Returns:
+        One of the class's own scores; 0.5 for a class without a positive row.
     """
+    from sklearn.metrics import precision_recall_curve
+
     thresholds = np.full(scores.shape[1], 0.5)
-    for k in np.flatnonzero(np.asarray(labels).sum(0)):
-        order = np.argsort(-scores[:, k], kind="stable")
-        ranked = np.asarray(scores, np.float64)[order, k]
-        hits = np.cumsum(np.asarray(labels)[order, k])
-        f1 = 2 * hits / (np.arange(len(hits)) + 1 + hits[-1])
-        following = np.append(ranked[1:], 0)
-        f1[ranked == following] = -1  # a threshold cannot part equal scores
-        best = int(np.argmax(f1))
-        thresholds[k] = (ranked[best] + following[best]) / 2
+    for k in np.flatnonzero(np.asarray(labels).any(0)):
+        precision, recall, cuts = precision_recall_curve(labels[:, k], scores[:, k])
+        f1 = _ratio(2 * precision * recall, precision + recall)
+        thresholds[k] = cuts[f1[:-1].argmax()]  # the last point has no threshold
     return thresholds
 
 
@@ -321,13 +305,6 @@ def _correlation(first: np.ndarray, second: np.ndarray) -> float:
     first, second = first - first.mean(), second - second.mean()
     scale = np.sqrt((first**2).sum() * (second**2).sum())
     return float((first * second).sum() / scale) if scale > 0 else float("nan")
-
-
-def _are_ids(column: Sequence) -> bool:
-    kind = getattr(getattr(column, "dtype", None), "kind", None)
-    return kind in ("i", "u") or (
-        kind is None and len(column) > 0 and isinstance(column[0], int)
-    )
 
 
 def _floats(*arrays) -> list[np.ndarray]:

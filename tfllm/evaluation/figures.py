@@ -10,13 +10,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tfllm.evaluation.classification import Calibration, precision_recall
+from tfllm.evaluation.classification import BINS, Calibration
 
-BLUE, RED, GREY = "#2f6fb0", "#c8503c", "#8a8f98"
-CURVES = (BLUE, "#e08a1e", "#3a9a5b", RED, "#7d5fb2", "#8c6d53", "#d678b0", "#5f6670")
-CURVES += ("#a9a832", "#35a8b5")
 MOST_CLASSES = 40  # more do not fit on one picture
 WORST_CLASSES = 30  # of them, then, these are drawn
+MOST_CURVES = 10
 
 
 def confusion_figure(matrix: np.ndarray, names: Sequence[str]):
@@ -26,85 +24,49 @@ def confusion_figure(matrix: np.ndarray, names: Sequence[str]):
     together as one.
     """
     matrix, title = np.asarray(matrix), "Confusion matrix"
-    total = len(names)
-    names, as_numbers = drawable(names)
-    if total > MOST_CLASSES:
+    shown, font = drawable(names)
+    if len(names) > MOST_CLASSES:
         wrong = matrix.sum(0) + matrix.sum(1) - 2 * matrix.diagonal()
         worst = np.sort(np.argsort(-wrong, kind="stable")[:WORST_CLASSES])
-        group = np.full(total, WORST_CLASSES)
+        group = np.full(len(names), WORST_CLASSES)
         group[worst] = np.arange(WORST_CLASSES)
-        lumped = np.zeros((WORST_CLASSES + 1,) * 2, matrix.dtype)
-        np.add.at(lumped, (group[:, None], group[None]), matrix)
-        matrix, names = lumped, [*(names[i] for i in worst), "all others"]
-        title = f"The {WORST_CLASSES} of {total} classes with the most errors"
-    size = len(names)
-    side = float(np.clip(2.6 + 0.42 * size, 4, 13))
-    longest = max(len(name) for name in names)
-    figure, axes = _axes(side + 0.06 * longest + 0.8, side + 0.06 * longest)
+        member = np.eye(WORST_CLASSES + 1, dtype=matrix.dtype)[group]
+        matrix = member.T @ matrix @ member
+        shown = [*(shown[i] for i in worst), "all others"]
+        title = f"The {WORST_CLASSES} of {len(names)} classes with the most errors"
+    longest = max(map(len, shown))
+    side = 3 + 0.3 * len(shown) + 0.06 * longest
+    figure, axes = _axes(side + 1, side)
     share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="equal")
-    largest = 11 if size <= 6 else 8.5 if size <= 16 else 6.5
+    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     for i, j in np.argwhere(matrix):
-        text = f"{matrix[i, j]:,}"
-        axes.text(
-            *(j, i, text),
-            ha="center",
-            va="center",
-            color="white" if share[i, j] > 0.55 else "#20242a",
-            fontsize=largest * min(1, 4.5 / len(text)),
-        )
-    label_size = 10 if size <= 16 else 8
-    style = {"fontsize": label_size, "fontfamily": font_families(names)}
-    upright = longest <= 2 or (size <= 6 and longest <= 10)
-    turned = (
-        {} if upright else {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
-    )
-    axes.set_xticks(range(size), names, **style, **turned)
-    axes.set_yticks(range(size), names, **style)
-    axes.set_xticks(np.arange(size - 1) + 0.5, minor=True)
-    axes.set_yticks(np.arange(size - 1) + 0.5, minor=True)
-    axes.grid(which="minor", color="#e3e6ea", linewidth=0.7)
-    axes.tick_params(which="both", length=0)
-    axes.spines[:].set_visible(False)
-    numbered = " (numbers: see the report)" if as_numbers else ""
+        colour = "white" if share[i, j] > 0.55 else "black"
+        style = {"ha": "center", "va": "center", "color": colour, "fontsize": 7}
+        axes.text(j, i, f"{matrix[i, j]:,}", **style)
+    style = {"fontsize": 8, "fontfamily": font}
+    turned = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+    axes.set_xticks(range(len(shown)), shown, **style, **turned)
+    axes.set_yticks(range(len(shown)), shown, **style)
+    numbered = "" if font else " (numbers: see the report)"
     axes.set(xlabel=f"Prediction{numbered}", ylabel=f"Label{numbered}")
     axes.set_title(title, loc="left")
-    bar = figure.colorbar(image, ax=axes, shrink=0.6, aspect=25, format=_percent())
-    bar.outline.set_visible(False)
-    bar.ax.tick_params(length=0, labelsize=8)
-    bar.set_label("Share of the label's rows", fontsize=8)
+    bar = figure.colorbar(image, ax=axes, shrink=0.6, format=_percent())
+    bar.set_label("Share of the label's rows")
     return figure
 
 
-def reliability_figure(width: Calibration, mass: Calibration | None = None):
-    """Draws accuracy against confidence: bars of equal width, points of equal mass."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.6, 6.2), layout="constrained", facecolor="white")
-    axes, below = figure.subplots(2, 1, height_ratios=(4, 1), sharex=True)
-    left = np.minimum(np.ceil(width.confidence * 15 - 1e-9) - 1, 14).clip(0) / 15
-    bars = {"width": 1 / 15, "align": "edge", "edgecolor": "white", "linewidth": 1}
-    low, high = np.sort([width.accuracy, width.confidence], axis=0)
-    axes.bar(left, low, color=BLUE, label="Accuracy of the bin", **bars)
-    over = width.confidence > width.accuracy
-    for side, colour, label in (
-        (over, "#f0b8ad", "Confidence above accuracy"),
-        (~over, "#a9cbe9", "Accuracy above confidence"),
-    ):
-        gap = (high - low)[side]
-        axes.bar(left[side], gap, bottom=low[side], color=colour, label=label, **bars)
-    axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1.2)
-    if mass is not None:
-        style = {"marker": "o", "markersize": 4.5, "color": "#20242a", "linewidth": 1}
-        axes.plot(mass.confidence, mass.accuracy, label="Bins of equal counts", **style)
-    below.bar(left, width.counts / width.counts.sum(), color=GREY, **bars)
-    axes.set(ylabel="Accuracy", xlim=(0, 1), ylim=(0, 1.02))
-    below.set(xlabel="Confidence (probability of the prediction)", ylabel="Rows")
-    for each in (axes, below):
-        _plain(each)
-        each.yaxis.set_major_formatter(_percent())
-    axes.set_title(f"Reliability: calibration error {width.error:.3f}", loc="left")
-    axes.legend(frameon=False, fontsize=9, loc="upper left")
+def reliability_figure(found: Calibration):
+    """Draws accuracy against confidence, and above each bin its number of rows."""
+    figure, axes = _axes(6, 5)
+    left = np.clip(np.ceil(found.confidence * BINS) - 1, 0, None) / BINS
+    bars = axes.bar(left, found.accuracy, 1 / BINS, align="edge", edgecolor="white")
+    axes.bar_label(bars, [f"{n:,}" for n in found.counts], fontsize=7)
+    axes.plot(found.confidence, found.accuracy, "ko", markersize=4)
+    axes.plot([0, 1], [0, 1], "--", color="grey")
+    axes.set(xlabel="Confidence (probability of the prediction)", ylabel="Accuracy")
+    axes.set(xlim=(0, 1), ylim=(0, 1.08))
+    axes.yaxis.set_major_formatter(_percent())
+    axes.set_title(f"Reliability: calibration error {found.error:.3f}", loc="left")
     return figure
 
 
@@ -113,71 +75,40 @@ def precision_recall_figure(
 ):
     """Draws precision against recall, a curve a class, one class against all others.
 
-    Of more than 10 classes the ten with the lowest average precision are coloured.
+    Of more than ten classes the ten with the lowest average precision are drawn.
 
     Args:
         labels: Class ids `[N]` (ids beyond K belong to none), or 0/1 values `[N, K]`.
         scores: Probabilities `[N, K]`.
         names: The K classes.
     """
+    from sklearn.metrics import average_precision_score, precision_recall_curve
+
     labels = np.asarray(labels)
     if labels.ndim == 1:
         labels = labels[:, None] == np.arange(scores.shape[1])
-    curves = {
-        k: precision_recall(labels[:, k], scores[:, k])
+    average = {
+        k: average_precision_score(labels[:, k], scores[:, k])
         for k in np.flatnonzero(labels.any(0))
     }
-    shown, _ = drawable(names)
-    worst = sorted(curves, key=lambda k: curves[k][2])
-    coloured = worst if len(worst) <= len(CURVES) else worst[: len(CURVES)]
+    drawn = sorted(average, key=average.get)[:MOST_CURVES]
+    shown, font = drawable(names)
     figure, axes = _axes(7.4, 5)
-    for k in worst[len(coloured) :]:
-        axes.step(curves[k][1], curves[k][0], color="#d5d9de", linewidth=0.7, zorder=1)
-    for k, colour in zip(sorted(coloured), CURVES, strict=False):
-        precision, recall, average = curves[k]
-        label = f"{shown[k]}  {average:.3f}"
-        axes.step(recall, precision, color=colour, linewidth=1.6, label=label)
-    _plain(axes)
+    for k in sorted(drawn):
+        precision, recall, _ = precision_recall_curve(labels[:, k], scores[:, k])
+        axes.step(recall, precision, label=f"{shown[k]}  {average[k]:.3f}")
     axes.set(xlabel="Recall", ylabel="Precision", xlim=(0, 1.01), ylim=(0, 1.02))
     axes.set_title("Precision and recall", loc="left")
-    rest = len(curves) - len(coloured)
-    head = (
-        f"Lowest of {len(curves)}, average precision" if rest else "Average precision"
-    )
-    legend = axes.legend(
-        title=head,
-        frameon=False,
-        loc="center left",
-        bbox_to_anchor=(1, 0.5),
-        prop={"family": font_families(shown), "size": 9},
-    )
-    legend._legend_box.align = "left"
-    return figure
-
-
-def slices_figure(slices: Sequence[dict], xlabel: str):
-    """Draws the accuracy of slices: dicts `slice samples accuracy interval`."""
-    figure, axes = _axes(6.4, 3.6)
-    accuracy = np.array([s["accuracy"] for s in slices])
-    bounds = np.array([s["interval"] for s in slices]).T
-    errors = np.abs(bounds - accuracy)
-    places = np.arange(len(slices))
-    style = {"fmt": "o", "color": BLUE, "ecolor": GREY, "elinewidth": 1.4, "capsize": 4}
-    axes.errorbar(places, accuracy, yerr=errors, markersize=7, **style)
-    ticks = [f"{s['slice']}\n{s['samples']:,} rows" for s in slices]
-    axes.set_xticks(places, ticks, fontsize=9)
-    axes.set(xlabel=xlabel, ylabel="Accuracy", xlim=(-0.5, len(slices) - 0.5))
-    axes.set_title("Accuracy by length, with 95 % intervals", loc="left")
-    _plain(axes)
-    axes.yaxis.set_major_formatter(_percent())
+    lowest = f"Lowest of {len(average)}, average" if len(average) > 10 else "Average"
+    place = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "frameon": False}
+    axes.legend(title=f"{lowest} precision", prop={"family": font}, **place)
     return figure
 
 
 def png(figure, dpi: int = 110) -> bytes:
     """The figure as a PNG file; the same figure always gives the same bytes."""
     buffer = io.BytesIO()
-    style = {"bbox_inches": "tight", "pad_inches": 0.12, "metadata": {"Software": None}}
-    figure.savefig(buffer, format="png", dpi=dpi, **style)
+    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
     return buffer.getvalue()
 
 
@@ -191,62 +122,45 @@ def pixels(figure, dpi: int = 110) -> np.ndarray:
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def drawable(names: Sequence[str], longest: int = 24) -> tuple[list[str], bool]:
-    """Names as they can be drawn: shortened, or all as numbers when a glyph is missing.
+def drawable(names: Sequence[str], longest: int = 24) -> tuple[list[str], str | None]:
+    """Names as they can be drawn, and an installed font that has their characters.
 
-    Returns:
-        The names, and whether they became numbers (places in `names`, from 0).
+    Where no font has them all, the names become numbers (places in `names`, from 0)
+    and the font is None.
     """
-    if font_families(names) is None:
-        return [str(number) for number in range(len(names))], True
+    font = _font_for(frozenset(c for name in names for c in name if not c.isspace()))
+    if font is None:
+        return [str(number) for number in range(len(names))], None
     # A dollar sign would start a formula.
     short = [n if len(n) <= longest else n[: longest - 1] + "…" for n in names]
-    return [n.replace("$", r"\$").replace("\n", " ") for n in short], False
-
-
-def font_families(names: Sequence[str]) -> list[str] | None:
-    """Installed fonts that together draw the names; None when there are none."""
-    return _families(frozenset(c for name in names for c in name if not c.isspace()))
+    return [n.replace("$", r"\$").replace("\n", " ") for n in short], font
 
 
 @functools.lru_cache(maxsize=64)
-def _families(characters: frozenset[str]) -> list[str] | None:
+def _font_for(characters: frozenset[str]) -> str | None:
     from matplotlib import font_manager, ft2font
 
-    def missing(path):
-        font = ft2font.FT2Font(path)
-        return {c for c in left if not font.get_char_index(ord(c))}
-
-    families, left = ["DejaVu Sans"], characters
-    left = missing(font_manager.findfont("DejaVu Sans"))
     fonts = {f.name: f.fname for f in font_manager.fontManager.ttflist}
-    # Regular sans faces of the usual makers first, then anything that has the glyphs;
-    # "Last Resort" claims to have all of them and draws boxes.
-    wanted = ("Noto Sans CJK SC", "Source Han Sans", "Microsoft YaHei", "PingFang")
-    order = sorted(fonts, key=lambda name: (not name.startswith(wanted), name))
-    for name in order if left else ():
-        if "Last Resort" in name:
-            continue
-        rest = missing(fonts[name])
-        if len(rest) < len(left):
-            families.append(name)
-            left = rest
-        if not left:
-            break
-    return None if left else families
+    # The default first, then sans faces of the usual makers, then whatever draws them;
+    # "Last Resort" claims to have all characters and draws boxes.
+    usual = ("Noto Sans CJK SC", "Source Han Sans", "Microsoft YaHei", "PingFang")
+    for name in sorted(
+        (name for name in fonts if "Last Resort" not in name),
+        key=lambda name: (name != "DejaVu Sans", not name.startswith(usual), name),
+    ):
+        font = ft2font.FT2Font(fonts[name])
+        if all(font.get_char_index(ord(c)) for c in characters):
+            return name
+    return None
 
 
 def _axes(width: float, height: float):
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-    return figure, figure.subplots()
-
-
-def _plain(axes) -> None:
+    axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#e9ebee", linewidth=0.8)
-    axes.set_axisbelow(True)
+    return figure, axes
 
 
 def _percent():
