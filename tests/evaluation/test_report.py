@@ -8,7 +8,7 @@ import pytest
 
 from tfllm.core.errors import UserError
 from tfllm.evaluation import figures
-from tfllm.evaluation.baseline import detect_language, tfidf_svm
+from tfllm.evaluation.baseline import tfidf_svm
 from tfllm.evaluation.classification import calibration, classification_metrics
 from tfllm.evaluation.report import Split, results_table, write_classification_report
 
@@ -229,15 +229,23 @@ def test_no_figure_touches_pyplot():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_baseline_learns_english_and_chinese():
-    texts = ["a good film", "good fun", "a bad film", "bad taste"] * 5
-    assert tfidf_svm(texts, ["+", "+", "-", "-"] * 5, ["good taste", "bad fun"]) == [
-        *"+-"
-    ]
-    texts = ["房间很好", "好电影", "房间很差", "差电影"] * 5
-    assert tfidf_svm(texts, ["+", "+", "-", "-"] * 5, ["很好看", "差极了"]) == [*"+-"]
-    assert detect_language(["iPhone 很好用，屏幕不错"]) == "zh"
-    assert detect_language(["The word 好 means good in Chinese"]) == "en"
+@pytest.mark.parametrize(
+    ("language", "texts", "test"),
+    [
+        (
+            "en",
+            ["a good film", "good fun", "a bad film", "bad taste"],
+            ["good taste", "bad fun"],
+        ),
+        (
+            "zh-CN",
+            ["房间很好", "好电影", "房间很差", "差电影"],
+            ["很好看", "差极了"],
+        ),
+    ],
+)
+def test_baseline_learns_english_and_chinese(language, texts, test):
+    assert tfidf_svm(texts * 5, ["+", "+", "-", "-"] * 5, test, language) == [*"+-"]
 
 
 def rows_of(path, separator, label_first):
@@ -273,7 +281,6 @@ def rows_of(path, separator, label_first):
 def test_floor_of_real_data(shared, train, test, form, language, expected):
     texts, labels = rows_of(shared / train, form[0], len(form) > 1)
     test_texts, test_labels = rows_of(shared / test, form[0], len(form) > 1)
-    assert detect_language(texts) == language
-    found = tfidf_svm(texts, labels, test_texts)
+    found = tfidf_svm(texts, labels, test_texts, language)
     accuracy = 100 * np.mean(np.array(found) == np.array(test_labels))
     assert accuracy == pytest.approx(expected, abs=1)

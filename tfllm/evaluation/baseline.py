@@ -4,25 +4,16 @@ Term counts are damped (1 + ln), and n-grams of a single text are dropped when t
 texts enough: on ChnSentiCorp, THUCNews titles and TREC this is worth 0 to 1 point.
 """
 
-import re
 from collections.abc import Sequence
 
 UNSPACED = ("zh", "ja", "th")  # languages written without spaces between words
-UNSPACED_LETTER = re.compile("[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff]")
-
-
-def detect_language(texts: Sequence[str]) -> str:
-    """`zh` when over a tenth of the letters are CJK, kana or Thai, else `en`."""
-    text = "".join(texts[:1000])
-    letters = sum(map(str.isalpha, text))
-    return "zh" if len(UNSPACED_LETTER.findall(text)) > letters / 10 else "en"
 
 
 def tfidf_svm(
     train_texts: Sequence[str],
     train_labels: Sequence[str],
     test_texts: Sequence[str],
-    language: str | None = None,
+    language: str,
 ) -> list[str]:
     """Predicts the labels of the test texts: a linear SVM (C = 1) on TF-IDF weights.
 
@@ -31,13 +22,12 @@ def tfidf_svm(
         train_labels: Their labels, at least two different ones.
         test_texts: Texts to label.
         language: `zh` (and `ja`, `th`): character 1-3-grams; others: word 1-2-grams,
-            punctuation included; None: told from the texts.
+            punctuation included.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.pipeline import make_pipeline
     from sklearn.svm import LinearSVC
 
-    language = language or detect_language(train_texts)
     if language.split("-")[0].lower() in UNSPACED:
         options = {"analyzer": "char", "ngram_range": (1, 3)}
     else:

@@ -52,12 +52,6 @@ def encode(
     return names, [np.array([index[x] for x in column], np.int64) for column in told]
 
 
-def confusion_matrix(labels, predictions, *, class_names) -> np.ndarray:
-    """Counts `[K, K]`, labels by predictions (K grows by labels unseen in training)."""
-    names, (labels, predictions) = encode(class_names, labels, predictions)
-    return count_pairs(labels, predictions, len(names))
-
-
 def count_pairs(labels: np.ndarray, predictions: np.ndarray, size: int) -> np.ndarray:
     """The confusion matrix `[size, size]` of two arrays of class ids."""
     pairs = np.bincount(labels * size + predictions, minlength=size * size)
@@ -151,7 +145,6 @@ def top_confusions(matrix: np.ndarray, names: Sequence[str], limit=10) -> list[d
     """The commonest errors: `label prediction count share` (of the label's rows)."""
     errors = matrix - np.diag(matrix.diagonal())
     order = np.argsort(-errors, axis=None, kind="stable")[:limit]
-    pairs = [divmod(int(i), len(names)) for i in order if errors.flat[i]]
     return [
         {
             "label": names[i],
@@ -159,7 +152,8 @@ def top_confusions(matrix: np.ndarray, names: Sequence[str], limit=10) -> list[d
             "count": int(errors[i, j]),
             "share": float(errors[i, j] / matrix[i].sum()),
         }
-        for i, j in pairs
+        for i, j in np.transpose(np.unravel_index(order, errors.shape))
+        if errors[i, j]
     ]
 
 

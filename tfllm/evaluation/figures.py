@@ -61,7 +61,6 @@ def reliability_figure(found: Calibration):
     left = np.clip(np.ceil(found.confidence * BINS) - 1, 0, None) / BINS
     bars = axes.bar(left, found.accuracy, 1 / BINS, align="edge", edgecolor="white")
     axes.bar_label(bars, [f"{n:,}" for n in found.counts], fontsize=7)
-    axes.plot(found.confidence, found.accuracy, "ko", markersize=4)
     axes.plot([0, 1], [0, 1], "--", color="grey")
     axes.set(xlabel="Confidence (probability of the prediction)", ylabel="Accuracy")
     axes.set(xlim=(0, 1), ylim=(0, 1.08))
