@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfllm.training.optimizers import Schedule, adamw
+from tfllm.training.distribution_tf import make_strategy
+from tfllm.training.optimizers import Schedule, layer_rates, make_optimizer
 from tfllm.training.step_tf import TrainingModel
 
 VOCABULARY, LENGTH = 23, 12
@@ -82,7 +83,7 @@ def dataset(steps, parts=1, **options):
 def two_replicas():
     if len(tf.config.list_logical_devices("CPU")) < 2:
         pytest.skip("TensorFlow started before two devices could be made")
-    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    return make_strategy("mirrored")
 
 
 def train(steps=50, parts=1, strategy=None, optimizer=None, data=None, **options):
@@ -172,8 +173,12 @@ def test_l2_is_added_once():
 
 def test_adamw_matches_keras_and_spares_biases():
     core = make_core()
-    optimizer = adamw(
-        core.trainable_variables, learning_rate=1e-2, total_steps=5, weight_decay=0.5
+    optimizer = make_optimizer(
+        "adamw",
+        core.trainable_variables,
+        learning_rate=1e-2,
+        total_steps=5,
+        weight_decay=0.5,
     )
     decayed = [optimizer._use_weight_decay(v) for v in core.trainable_variables]
     names = [v.path.rsplit("/", 1)[-1] for v in core.trainable_variables]
@@ -236,6 +241,101 @@ def test_float16_overflow_halves_the_scale_and_skips():
     )
 
 
+@pytest.mark.parametrize("name", ["adafactor", "lion", "muon", "sgd"])
+def test_optimizers_match_keras_on_one_and_two_replicas(name):
+    """The same gradients through Keras' own `apply` give the same weights."""
+    strategy = two_replicas()
+
+    def make(core):
+        return make_optimizer(
+            name,
+            core.trainable_variables,
+            learning_rate=1e-2,
+            total_steps=5,
+            weight_decay=0.1,
+        )
+
+    runs = []
+    for scope in (None, strategy):
+        with (scope or tf.distribute.get_strategy()).scope():
+            core = make_core()
+            optimizer = make(core)
+        model = TrainingModel(core, TokenTask(), optimizer, strategy=scope)
+        data = dataset(5, 2 if scope else 1)
+        if scope:
+            data = scope.distribute_datasets_from_function(lambda context, d=data: d)
+        model.fit(data, steps_per_epoch=5, verbose=0, shuffle=False)
+        runs.append(core.get_weights())
+    reference = make_core()
+    own = make(reference)
+    if name == "muon":  # it keeps a second decay, for what AdamW moves
+        own.adam_weight_decay = 0.1
+    for batch in batches(5):
+        with tf.GradientTape() as tape:
+            outputs = reference({"token_ids": batch["token_ids"]})
+            sums = TokenTask().loss_sums(outputs, batch)["loss"]
+            loss = sums / batch["padding_mask"].sum()
+        variables = reference.trainable_variables
+        gradients = tape.gradient(loss, [v.value for v in variables])
+        own.apply([tf.convert_to_tensor(g) for g in gradients], variables)
+    for one, two, theirs in zip(*runs, reference.get_weights(), strict=True):
+        # Lion moves by the sign: a gradient of 1e-9 may go either way.
+        near = np.mean(np.abs(one - theirs) < 2e-5) > (
+            0.98 if name == "lion" else 0.999
+        )
+        assert near and np.mean(np.abs(two - theirs) < 2e-5) > 0.98
+
+
+def test_layer_decay_slows_lower_blocks():
+    paths = ["token_embedding/embeddings", "block_0/up/kernel", "block_1/up/bias"]
+    paths += ["pooler/kernel", "out/bias"]
+    variables = [SimpleNamespace(path=path) for path in paths]
+    assert layer_rates(variables, 0.5) == [0.125, 0.25, 0.5, 1.0, 1.0]
+    assert layer_rates(variables[3:], 0.5) == [1.0, 1.0]
+    start = np.concatenate([w.ravel() for w in make_core().get_weights()])
+    rates = [0.0, 0.5, 0.5, 1.0, 1.0]
+    full, slowed = train(steps=1), train(steps=1, rates=rates)
+    step, slow, place = full.weights - start, slowed.weights - start, 0
+    for weights, rate in zip(make_core().get_weights(), rates, strict=True):
+        part = slice(place, place + weights.size)
+        np.testing.assert_allclose(slow[part], rate * step[part], atol=1e-6)
+        place += weights.size
+
+
+def test_several_losses_have_their_own_counts():
+    class TwoLosses(TokenTask):
+        def loss_counts(self, batch):
+            rows = tf.reduce_sum(batch["poison"])
+            return super().loss_counts(batch) | {"rows": rows}
+
+        def loss_sums(self, outputs, batch):
+            rows = tf.reduce_mean(outputs**2, (1, 2)) * batch["poison"]
+            return super().loss_sums(outputs, batch) | {"rows": tf.reduce_sum(rows)}
+
+    def run(parts):
+        core = make_core()
+        optimizer = keras.optimizers.SGD(0.5)
+        optimizer.build(core.trainable_variables)
+        model = TrainingModel(core, TwoLosses(), optimizer, micro_batches=parts)
+        kept = []
+        record = keras.callbacks.LambdaCallback(
+            on_train_batch_end=lambda batch, logs: kept.append(dict(logs))
+        )
+        model.fit(dataset(3, parts), steps_per_epoch=3, callbacks=[record], verbose=0)
+        return core.get_weights(), kept
+
+    (one, logs), (four, split_logs) = run(1), run(4)
+    for a, b in zip(one, four, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    batch = next(batches(1))
+    outputs = make_core()({"token_ids": batch["token_ids"]})
+    rows = float(tf.reduce_mean(outputs**2))
+    plain = train(steps=1).logs[0]["loss"]
+    assert logs[0]["rows"] == pytest.approx(rows, rel=1e-4)
+    assert logs[0]["loss"] == pytest.approx(plain + rows, rel=1e-4)
+    assert split_logs[0]["loss"] == pytest.approx(logs[0]["loss"], rel=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["linear", "cosine", "constant"])
 def test_schedule_warms_up_and_falls(kind):
     schedule = Schedule(1e-3, 100, 10, kind)
@@ -248,3 +348,13 @@ def test_schedule_warms_up_and_falls(kind):
     assert float(again(37)) == float(schedule(37))
     with pytest.raises(ValueError, match="square"):
         Schedule(1e-3, 100, 10, "square")
+
+
+def test_inverse_root_and_stable_schedules():
+    root = Schedule(1e-3, 1000, 100, "inverse_sqrt")
+    assert float(root(99)) == pytest.approx(1e-3)
+    assert float(root(399)) == pytest.approx(5e-4)
+    stable = Schedule(1e-3, 1000, 100, "wsd")
+    rates = [float(stable(step)) for step in (49, 99, 500, 799, 900, 999)]
+    wanted = [5e-4, 1e-3, 1e-3, 1e-3, 5e-4, 5e-6]
+    assert rates == pytest.approx(wanted, rel=1e-3)

@@ -22,7 +22,9 @@ def load_tensorflow() -> None:
             import keras  # noqa: F401
             import tensorflow as tf
 
-            tf.config.list_logical_devices()
+            # Several workers must be joined before the devices are made.
+            if "TF_CONFIG" not in os.environ:
+                tf.config.list_logical_devices()
         except BaseException:
             held.seek(0)
             os.write(kept, held.read())

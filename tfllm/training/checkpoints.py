@@ -47,6 +47,7 @@ class Checkpoints:
             UserError: If the disk is full or not writable; it names the newest
                 checkpoint that is still good.
         """
+        from safetensors import SafetensorError
         from safetensors.numpy import save_file
 
         path = self.directory / name
@@ -61,16 +62,24 @@ class Checkpoints:
                 )
                 sums = {file.name: sha256(file) for file in sorted(new.iterdir())}
                 (new / CHECKSUMS).write_text(json.dumps(sums, indent=1))
-        except OSError as error:
-            last = next(iter(self.good()), None)
-            raise UserError(
-                f"the checkpoint could not be written: {error.strerror or error}",
-                path,
-                f"The last good one is {last}" if last else "There is no earlier one",
-            ) from None
-        for old in self._steps()[self.keep :] if name.startswith("step-") else []:
-            shutil.rmtree(old, ignore_errors=True)
+        except (OSError, SafetensorError) as error:
+            raise self.failure(error, path) from None
+        if name.startswith("step-"):
+            # One that claims to be newer was damaged, or training would be there.
+            steps = self._steps()
+            here = steps.index(path)
+            for old in steps[:here] + steps[here + self.keep :]:
+                shutil.rmtree(old, ignore_errors=True)
         return path
+
+    def failure(self, error: Exception, path: str | Path | None) -> UserError:
+        """What to say when something could not be written (a full disk, mostly)."""
+        last = next(self.good(), None)
+        return UserError(
+            f"could not be written: {getattr(error, 'strerror', None) or error}",
+            path,
+            f"The last good checkpoint is {last}" if last else "There is no checkpoint",
+        )
 
     def good(self) -> Iterator[Path]:
         """Undamaged checkpoints, the newest first; a damaged one is told and passed."""
@@ -82,15 +91,16 @@ class Checkpoints:
                 warn(f"{path}: {problem}; the checkpoint before it is used")
 
     def tidy(self) -> None:
-        """Removes what a killed process left half-written; brings back `best`.
+        """Removes what a killed process left half-written; brings back what it moved.
 
-        Only between the two renames that replace `best` is there neither the old one
-        nor the new one in its place; a process killed right there leaves the old one
-        aside.
+        Only between the two renames that replace a checkpoint is there neither the old
+        one nor the new one in its place; a process killed right there leaves the old
+        one aside.
         """
-        for aside in self.directory.glob(".best.old-*/old"):
-            if not (self.directory / "best").exists():
-                aside.replace(self.directory / "best")
+        for aside in self.directory.glob(".*.old-*/old"):
+            place = self.directory / aside.parent.name[1:].split(".old-")[0]
+            if not place.exists():
+                aside.replace(place)
         for left in self.directory.glob(".*.new-*"):
             shutil.rmtree(left, ignore_errors=True)
         for left in self.directory.glob(".*.old-*"):

@@ -29,17 +29,40 @@ class TrainingFlags:
     """How the model is trained."""
 
     batch_size: int | None = flag(None, "rows of a batch on each device", minimum=1)
+    tokens_per_batch: int | None = flag(
+        None,
+        "instead: positions of a batch on each device, so that short texts make "
+        "larger batches",
+        minimum=1,
+    )
+    packing: bool = flag(False, "put several texts into one row (where supported)")
     epochs: int | None = flag(None, "times the data are seen", minimum=1)
     max_steps: int | None = flag(None, "stop after so many optimizer steps", minimum=1)
     learning_rate: float | None = flag(None, "peak of the schedule", minimum=0.0)
+    optimizer: str = flag(
+        "adamw",
+        "what moves the weights",
+        choices=["adamw", "adafactor", "lion", "muon", "sgd"],
+    )
     schedule: str | None = flag(
-        None, "tail after the warm-up", choices=["linear", "cosine", "constant"]
+        None,
+        "tail after the warm-up",
+        choices=["linear", "cosine", "constant", "inverse_sqrt", "wsd"],
     )
     warmup_ratio: float | None = flag(
         None, "share of the steps that warm up", minimum=0.0, maximum=1.0
     )
     weight_decay: float | None = flag(
         None, "decoupled decay, off norms and biases", minimum=0.0
+    )
+    layer_decay: float = flag(
+        1.0,
+        "the learning rate of each block is this times that of the one above",
+        minimum=0.01,
+        maximum=1.0,
+    )
+    freeze: list[str] = flag(
+        [], "weights that stay as they are, by path: 'token_embedding/*' 'block_0/*'"
     )
     gradient_accumulation_steps: int = flag(
         1, "micro-batches of one optimizer step", minimum=1

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from tfllm.core.console import console
+from tfllm.core.files import atomic_write
 
 
 class StepLog:
@@ -36,7 +37,7 @@ class StepLog:
         if path.exists():
             rows = path.read_text(encoding="utf-8").splitlines(keepends=True)
             kept = [row for row in rows if _step(row) <= start_step]
-            path.write_text("".join(kept), encoding="utf-8")
+            atomic_write(path, "".join(kept))
 
     def restart_clock(self) -> None:
         """Leaves the time since the last step (evaluation, saving) out of the rates."""
@@ -60,7 +61,7 @@ class StepLog:
         seconds = sum(row["seconds"] for row in rows)
         tokens = sum(row["tokens"] for row in rows)
         positions = sum(row["positions"] for row in rows)
-        averaged = set(good[0]) - {"tokens", "positions", "seconds", "bad_step"}
+        averaged = set(good[0]) - {"tokens", "positions", "seconds", "bad_step", "stop"}
         row = {"step": step}
         for name in sorted(averaged):
             mean = sum(r[name] for r in good) / len(good)
@@ -128,6 +129,9 @@ class Progress:
         text += f"  {row['tokens_per_second']:,.0f} tokens/s"
         if row.get("peak_share") is not None:
             text += f"  {row['peak_share']:.0%} of peak"
+        text += f"  {row['padding_share']:.0%} padding"
+        if row["data_wait_share"] > 0.01:
+            text += f"  {row['data_wait_share']:.0%} waiting for data"
         if self._bar is not None:
             self._bar.update(self._task, description=text)
         elif time.perf_counter() - self.last_line > 10 or row["step"] == self.total:

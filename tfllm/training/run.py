@@ -1,13 +1,16 @@
 """The run directory: what was asked for, on which machine, with which data."""
 
+import atexit
 import dataclasses
 import datetime
 import json
+import os
 import platform
 import re
 import shlex
 import subprocess
 import sys
+import tempfile
 from importlib import metadata
 from pathlib import Path
 
@@ -26,24 +29,28 @@ class RunDirectory:
     Args:
         path: The folder.
         resumed: Whether it held a run that goes on.
+        shared: The run that all workers see, where `path` is one worker's own.
     """
 
-    def __init__(self, path: str | Path, resumed: bool = False):
+    def __init__(
+        self, path: str | Path, resumed: bool = False, shared: Path | None = None
+    ):
         self.path, self.resumed = Path(path), resumed
+        self.shared = shared or self.path
 
     @property
     def checkpoints(self) -> Path:
         """Where the checkpoints lie."""
-        return self.path / "checkpoints"
+        return self.shared / "checkpoints"
 
     @property
     def finished(self) -> bool:
         """Whether the run came to its end and was evaluated."""
-        return (self.path / "eval" / "results.json").exists()
+        return (self.shared / "eval" / "results.json").exists()
 
     def results(self) -> dict:
         """The content of `eval/results.json`."""
-        return json.loads((self.path / "eval" / "results.json").read_text("utf-8"))
+        return json.loads((self.shared / "eval" / "results.json").read_text("utf-8"))
 
     def write_start(self, config, data: list[dict]) -> None:
         """Writes config.yaml, command.txt and environment.json.
@@ -87,6 +94,12 @@ def open_run(recipe: str, config, name: str) -> tuple[RunDirectory, object]:
             run that would go on.
     """
     goes_on = config.resume not in ("auto", "never")
+    worker = worker_number() if config.strategy == "multi_worker" else 0
+    if config.strategy == "multi_worker" and not (goes_on or config.output_dir):
+        raise UserError(
+            "with --strategy multi_worker all workers share one run",
+            fix="Name the same --output_dir for each, on a file system they share",
+        )
     if goes_on and config.output_dir not in (None, config.resume):
         raise UserError("--resume DIR and --output_dir name two directories")
     chosen = config.resume if goes_on else config.output_dir
@@ -95,6 +108,8 @@ def open_run(recipe: str, config, name: str) -> tuple[RunDirectory, object]:
         name = re.sub(r"[^\w.-]+", "-", name).strip("-")
         return RunDirectory(Path("runs") / recipe / f"{stamp}-{name}"), config
     path = Path(chosen)
+    if worker:
+        return _as_worker(config, path)
     if path.exists() and not path.is_dir():
         raise UserError("--output_dir is a file", path, "Name a directory")
     saved = path / "config.yaml"
@@ -115,6 +130,33 @@ def open_run(recipe: str, config, name: str) -> tuple[RunDirectory, object]:
             "Choose another --output_dir, or leave out --resume never to go on",
         )
     return RunDirectory(path, resumed=True), _agree(config, saved)
+
+
+def worker_number() -> int:
+    """This process's place among the workers of `TF_CONFIG`; 0 is the chief."""
+    try:
+        settings = json.loads(os.environ["TF_CONFIG"])
+        task, cluster = settings["task"], settings["cluster"]
+        chiefs = len(cluster.get("chief", []))
+        return 0 if task["type"] == "chief" else int(task["index"]) + chiefs
+    except (KeyError, ValueError, TypeError, AttributeError):
+        raise UserError(
+            "--strategy multi_worker needs the environment variable TF_CONFIG",
+            fix="docs/distributed.md shows what stands in it",
+        ) from None
+
+
+def _as_worker(config, path: Path) -> tuple[RunDirectory, object]:
+    """What a worker that is not the chief writes goes to a folder that is thrown away.
+
+    It reads the shared run's checkpoints, and its configuration once there is a
+    checkpoint: before that, the chief may not have written it yet.
+    """
+    own = tempfile.TemporaryDirectory(prefix="tfllm-worker-")
+    atexit.register(own.cleanup)
+    if any(path.glob("checkpoints/step-*")) and (path / "config.yaml").exists():
+        config = _agree(config, path / "config.yaml")
+    return RunDirectory(own.name, shared=path), config
 
 
 def _agree(config, saved: Path):
@@ -163,8 +205,6 @@ def describe_environment() -> dict:
 
 def cpu_name() -> str:
     """Name and number of the processors this process may use."""
-    import os
-
     name = platform.processor() or platform.machine()
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():

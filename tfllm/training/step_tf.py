@@ -8,17 +8,20 @@ What it does where Keras' own step is wrong (each found by running it):
   clips on each replica before the sum, and averages the means of micro-batches.
 - A step whose gradient is not finite is skipped on all replicas alike, and counted.
 - Schedules see optimizer steps, not micro-batches.
+- Each replica draws its own dropout masks; Keras' draw the same ones everywhere.
 
 The outer model is made outside the strategy's scope and owns `fit`; the core model and
 the optimizer live inside it. Only the public `make_train_function` is overridden.
 """
 
 import time
+from collections.abc import Sequence
 
 import keras
 import tensorflow as tf
 
 FLOAT16_GROWTH_STEPS = 2000  # good steps before the loss scale is doubled
+SEED_STRIDE = 1_000_003  # between the random keys of two replicas
 
 
 class TrainingModel(keras.Model):
@@ -31,6 +34,7 @@ class TrainingModel(keras.Model):
         optimizer: A built Keras optimizer.
         micro_batches: Micro-batches that make one optimizer step on each device.
         clip_norm: Largest global norm of the gradient; 0 switches clipping off.
+        rates: A factor of the learning rate for each trainable variable.
         ema_decay: Decay of the moving average of the weights; 0 keeps none.
         jit_compile: Compile the step (under a strategy: its local part) with XLA.
     """
@@ -43,6 +47,7 @@ class TrainingModel(keras.Model):
         *,
         micro_batches: int = 1,
         clip_norm: float = 0.0,
+        rates: Sequence[float] | None = None,
         ema_decay: float = 0.0,
         jit_compile: bool = False,
         strategy: tf.distribute.Strategy | None = None,
@@ -52,11 +57,13 @@ class TrainingModel(keras.Model):
         self.micro_batches, self.clip_norm = micro_batches, clip_norm
         self.ema_decay, self.use_xla = ema_decay, jit_compile
         self.data_seconds = 0.0  # time spent waiting for batches
+        self.stop = False  # this process asks all others to stop after the next step
         self.built = True
         self.compile(optimizer=optimizer, loss=None)
         self._strategy = strategy or tf.distribute.get_strategy()
         self._input_names = [tensor.name for tensor in core.inputs]
         self._trained = core.trainable_variables
+        self._rates = list(rates or [1.0] * len(self._trained))
         self._decayed = [
             bool(optimizer.weight_decay) and optimizer._use_weight_decay(variable)
             for variable in self._trained
@@ -86,6 +93,28 @@ class TrainingModel(keras.Model):
             named |= {"loss_scale": self.loss_scale, "good_steps": self.good_steps}
         return named
 
+    @property
+    def random_variables(self) -> list[keras.Variable]:
+        """States of the core model's random generators."""
+        weights = {id(variable) for variable in self.core.weights}
+        return [v for v in self.core.variables if id(v) not in weights]
+
+    def part_random_states(self) -> None:
+        """Gives each replica its own random key, from that of the first one.
+
+        To be called once the variables have their values, new or restored. A checkpoint
+        holds the first replica's keys; all count alike.
+        """
+
+        def move():
+            replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+            for variable in self.random_variables:
+                offset = tf.stack([replica * SEED_STRIDE, 0])
+                variable.value.assign_add(tf.cast(offset, variable.value.dtype))
+
+        if self.strategy is not None and self.random_variables:
+            tf.function(lambda: self.strategy.run(move))()
+
     def call(self, inputs, training=None):
         """The core model's outputs."""
         return self.core(inputs, training=training)
@@ -99,9 +128,9 @@ class TrainingModel(keras.Model):
         if self.use_xla and not alone:
             gradients = tf.function(gradients, jit_compile=True)
 
-        def step(batches):
+        def step(batches, stop):
             logs, finite, scale, grads = self._strategy.run(
-                self._replica_step, args=(batches, gradients)
+                self._replica_step, args=(batches, stop, gradients)
             )
             first = lambda x: self._strategy.experimental_local_results(x)[0]  # noqa: E731
             logs = {name: first(value) for name, value in logs.items()}
@@ -122,13 +151,14 @@ class TrainingModel(keras.Model):
                 signature = None
                 if alone:  # one trace for all lengths
                     signature = [[_any_shape(batch) for batch in batches]]
+                    signature += [tf.TensorSpec([], "float32")]
                 compiled = tf.function(
                     step,
                     input_signature=signature,
                     jit_compile=self.use_xla and alone,
                     reduce_retracing=signature is None,
                 )
-            return compiled(batches)
+            return compiled(batches, tf.constant(float(self.stop)))
 
         self.train_function = train_function
 
@@ -151,13 +181,13 @@ class TrainingModel(keras.Model):
             tf.zeros_like(variable) if grad is None else tf.convert_to_tensor(grad)
             for grad, variable in zip(grads, self._trained, strict=True)
         ]
-        metrics = {"loss": (loss, tf.ones([]))}
+        metrics = self.task.metric_sums(outputs, batch)
         if len(sums) > 1:
-            metrics |= {n: (sums[n], self.task.loss_counts(batch)[n]) for n in sums}
-        metrics |= self.task.metric_sums(outputs, batch)
-        return grads, metrics
+            counts = self.task.loss_counts(batch)
+            metrics |= {name: (sums[name], counts[name]) for name in sums}
+        return grads, metrics | {"loss": (loss, tf.ones([]))}
 
-    def _replica_step(self, batches, gradients):
+    def _replica_step(self, batches, stop, gradients):
         """Everything before the update, on one replica."""
         context = tf.distribute.get_replica_context()
         counts = [self.task.loss_counts(batch) for batch in batches]
@@ -184,6 +214,7 @@ class TrainingModel(keras.Model):
                 tf.add_n([tf.cast(tf.size(m), "float32") for m in masks]),
             ]
         )
+        metrics["stop"] = tf.stack([stop, 1.0])
         grads = context.all_reduce("SUM", grads)
         metrics = context.all_reduce("SUM", metrics)
         if self.loss_scale is not None:
@@ -206,21 +237,23 @@ class TrainingModel(keras.Model):
         step = tf.cast(optimizer.iterations.value, "float32")
         decay = tf.minimum(self.ema_decay, (1.0 + step) / (10.0 + step))
 
-        def update(variable, grad, scale, decayed):
+        def update(variable, grad, scale, decayed, factor):
+            own = rate * factor
             if decayed:
-                variable.assign_sub(variable * (optimizer.weight_decay * rate))
-            optimizer.update_step(grad * scale, variable, rate)
+                variable.assign_sub(variable * (optimizer.weight_decay * own))
+            optimizer.update_step(grad * scale, variable, own)
 
         def average(ema, variable):
             ema.assign(ema * decay + variable * (1.0 - decay))
 
         with self._strategy.scope():
             extended = self._strategy.extended
-            for variable, grad, decayed, ema in zip(
-                self._trained, grads, self._decayed, self.ema, strict=True
+            for variable, grad, decayed, factor, ema in zip(
+                self._trained, grads, self._decayed, self._rates, self.ema, strict=True
             ):
                 value = variable.value
-                extended.update(value, update, args=(grad, scale, decayed), group=False)
+                arguments = (grad, scale, decayed, factor)
+                extended.update(value, update, args=arguments, group=False)
                 if ema is not None:
                     extended.update(ema, average, args=(value,), group=False)
             optimizer.iterations.assign_add(1)

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -22,9 +23,15 @@ from tfllm.models.weights import matrix_parameters, set_weights, weights_of
 from tfllm.tasks.task import Task
 from tfllm.training import precision_tf
 from tfllm.training.checkpoints import Checkpoints, read
+from tfllm.training.distribution_tf import (
+    LOST,
+    PartOfPlan,
+    chiefs_values,
+    make_strategy,
+)
 from tfllm.training.logs import Progress, StepLog
-from tfllm.training.optimizers import adamw
-from tfllm.training.run import RunDirectory
+from tfllm.training.optimizers import freeze, layer_rates, make_optimizer
+from tfllm.training.run import RunDirectory, worker_number
 from tfllm.training.step_tf import TrainingModel
 from tfllm.training.tensorboard_tf import TensorBoard
 
@@ -70,22 +77,30 @@ class Trainer:
     ):
         self.task, self.config, self.run = task, config, run
         self.train, self.validation, self.prepare = train, validation, prepare
-        self.strategy = _strategy(config.strategy)
+        self.strategy = make_strategy(config.strategy)
+        self.worker = worker_number() if config.strategy == "multi_worker" else 0
+        if config.packing and not getattr(task, "packs", False):
+            raise UserError(f"--packing does not go with {task.name}")
         replicas = self.strategy.num_replicas_in_sync if self.strategy else 1
         parts = replicas * config.gradient_accumulation_steps
+        if config.tokens_per_batch:
+            size = {"tokens_per_batch": config.tokens_per_batch * parts}
+        else:
+            size = {"batch_size": config.batch_size * parts}
         self.plan = BatchPlan(
             train.lengths,
-            batch_size=config.batch_size * parts,
+            **size,
             max_length=task.max_length,
             seed=config.seed,
             bucketing=config.bucketing,
+            packing=config.packing,
             parts=parts,
         )
         epochs = self.plan.steps_per_epoch * config.epochs
         self.total_steps = min(epochs, config.max_steps or epochs)
         self.eval_steps = config.eval_steps or self.plan.steps_per_epoch
         self.state = State()
-        self.stopped_by: int | None = None
+        self.stopped = False  # by a signal, after a step
 
     def settle(self):
         """Settles `--precision auto` and `--jit_compile auto` on this machine.
@@ -102,9 +117,14 @@ class Trainer:
         return self.config
 
     def _choose(self) -> precision_tf.Choice:
+        precision, compiled = self.config.precision, self.config.jit_compile
+        if self.strategy and compiled == "auto":
+            compiled = "false"
+        if self.config.strategy == "multi_worker" and precision == "auto":
+            precision = "float32"  # all must come to the same choice
         return precision_tf.choose(
-            self.config.precision,
-            self.config.jit_compile if not self.strategy else "false",
+            precision,
+            compiled,
             self.total_steps,
             len(self.plan.shapes),
             self._trial,
@@ -118,7 +138,9 @@ class Trainer:
 
         Raises:
             KeyboardInterrupt: After Ctrl-C or SIGTERM, when a checkpoint is written.
-            UserError: When too many steps in a row were not finite.
+            SystemExit: With status 0, at the end of every worker but the chief.
+            UserError: When too many steps in a row were not finite, the disk or the
+                memory is full, or a worker is lost.
         """
         config, state = self.config, self.state
         model = self._build(config.precision, config.jit_compile == "true")
@@ -127,10 +149,9 @@ class Trainer:
         self.describe()
         checkpoints = Checkpoints(self.run.checkpoints, config.keep_checkpoints)
         self.checkpoints = checkpoints
-        checkpoints.tidy()
         self._restore(checkpoints)
         if state.done:
-            return state
+            return self._end()
         log = StepLog(
             self.run.path / "metrics.jsonl",
             config.log_steps,
@@ -143,7 +164,7 @@ class Trainer:
             board.graph(self._judge)
         loop = _Loop(self, log, board)
         try:
-            with _signals(self):
+            with _signals(self), self._told(checkpoints):
                 while state.step < self.total_steps and not state.done:
                     epoch, offset = divmod(state.step, self.plan.steps_per_epoch)
                     rest = self.total_steps - state.step
@@ -157,28 +178,35 @@ class Trainer:
                         shuffle=False,
                         verbose=0,
                     )
-                    if self.stopped_by is not None:
+                    if self.stopped:
                         break
         finally:
             loop.close()
             board.close()
-        if self.stopped_by is not None:
+        if self.stopped or model.stop:
             path = self.save()
-            note(f"stopped at step {state.step}; checkpoint {path}")
+            note(
+                f"stopped at step {state.step}" + (f"; checkpoint {path}" * bool(path))
+            )
             raise KeyboardInterrupt
         state.done = True
         if state.best_score is None:
             self._save_best()
         self.save()
-        return state
+        return self._end()
 
     def evaluate(self):
         """The task's verdict on the validation data with the current weights."""
         self._sync_judge()
         return self.task.validate(self._judge, self.validation)
 
-    def save(self):
-        """Writes `step-NNNNNN` with everything that training goes on from."""
+    def save(self) -> Path | None:
+        """Writes `step-NNNNNN` with everything that training goes on from.
+
+        Only the chief does; it returns `None` on other workers.
+        """
+        if self.worker:
+            return None
         return self.checkpoints.save(
             f"step-{self.state.step:06d}",
             weights=weights_of(self.core),
@@ -188,6 +216,8 @@ class Trainer:
         )
 
     def _save_best(self) -> None:
+        if self.worker:
+            return
         self._sync_judge()
         self.checkpoints.save(
             "best",
@@ -247,7 +277,43 @@ class Trainer:
                 board.projector(variable.numpy(), tokens)
         board.close()
 
+    def agreed(self, values: list[float]) -> list[float]:
+        """The chief's `values`, on every worker."""
+        many = self.config.strategy == "multi_worker"
+        return chiefs_values(self.strategy, values) if many else values
+
     # The rest is how it is done.
+
+    def _end(self) -> State:
+        if self.worker:
+            note(f"worker {self.worker} is done; the chief evaluates and exports")
+            raise SystemExit(0)
+        return self.state
+
+    @contextlib.contextmanager
+    def _told(self, checkpoints: Checkpoints):
+        """Says in one line what ended a run from outside, and what it goes on from."""
+        try:
+            yield
+        except OSError as error:
+            raise checkpoints.failure(error, error.filename) from None
+        except KeyboardInterrupt:
+            note(f"stopped at once; goes on from {next(checkpoints.good(), 'step 0')}")
+            raise
+        except tf.errors.ResourceExhaustedError as error:
+            raise UserError(
+                f"out of memory at step {self.state.step}: {_first_line(error)}",
+                fix="Try a smaller --batch_size with --gradient_accumulation_steps",
+            ) from None
+        except LOST as error:
+            if self.config.strategy != "multi_worker":
+                raise
+            last = next(checkpoints.good(), None)
+            raise UserError(
+                f"a worker was lost after step {self.state.step}: {_first_line(error)}",
+                fix="Start every worker again with the same flags; they go on from "
+                f"{last or 'the beginning'}",
+            ) from None
 
     def _build(self, precision: str, jit_compile: bool) -> TrainingModel:
         config = self.config
@@ -258,7 +324,9 @@ class Trainer:
         with scope:
             core = self.task.build_model(precision)
             self.prepare(core)
-            optimizer = adamw(
+            freeze(core, config.freeze)
+            optimizer = make_optimizer(
+                config.optimizer,
                 core.trainable_variables,
                 learning_rate=config.learning_rate,
                 total_steps=self.total_steps,
@@ -272,30 +340,36 @@ class Trainer:
             optimizer,
             micro_batches=config.gradient_accumulation_steps,
             clip_norm=config.clip_norm,
+            rates=layer_rates(core.trainable_variables, config.layer_decay),
             ema_decay=config.ema_decay,
             jit_compile=jit_compile,
             strategy=self.strategy,
         )
 
     def _dataset(self, start: int, stop: int):
-        batches = dataset(
-            self.train,
-            self.plan,
-            start_step=start,
-            stop_step=stop,
-            pad_values=self.task.pad_values(),
-        )
+        def batches(plan):
+            return dataset(
+                self.train,
+                plan,
+                start_step=start,
+                stop_step=stop,
+                pad_values=self.task.pad_values(),
+            )
+
         if self.strategy is None:
-            return batches
+            return batches(self.plan)
         return self.strategy.distribute_datasets_from_function(
-            lambda context: batches.shard(
-                context.num_input_pipelines, context.input_pipeline_id
+            lambda context: batches(
+                PartOfPlan(
+                    self.plan, context.num_input_pipelines, context.input_pipeline_id
+                )
             )
         )
 
     def _trial(self, precision: str, jit_compile: bool) -> precision_tf.Trial:
         """A few steps of a fresh copy, on one batch of the commonest shape."""
         model = self._build(precision, jit_compile)
+        model.part_random_states()
         model.make_train_function()
         middle = self.plan.steps_per_epoch // 2
         batch = list(self._dataset(middle, middle + 1))
@@ -331,18 +405,32 @@ class Trainer:
 
     def _training_variables(self) -> dict:
         """All variables but the weights: optimizer, random states, averages."""
-        weights = {id(v) for v in self.core.weights}
-        random = [v for v in self.core.variables if id(v) not in weights]
-        named = {
-            f"optimizer/{i}": v for i, v in enumerate(self.model.optimizer.variables)
+        groups = {
+            "optimizer": self.model.optimizer.variables,
+            "random": self.model.random_variables,
         }
-        named |= {f"random/{i}": v for i, v in enumerate(random)}
+        named = {
+            f"{g}/{i}": v for g, all_ in groups.items() for i, v in enumerate(all_)
+        }
         return {n: v.value for n, v in named.items()} | self.model.extra_variables
 
     def _restore(self, checkpoints: Checkpoints) -> None:
+        if not self.worker:
+            checkpoints.tidy()
         path = next(checkpoints.good(), None)
-        if path is None:
-            return
+        if path is not None:
+            self._read(path)
+        self.model.part_random_states()
+        chief = self.agreed([self.state.step])[0]
+        if chief != self.state.step:
+            raise UserError(
+                f"the chief goes on from step {chief:.0f}, worker {self.worker} from "
+                f"{self.state.step}",
+                self.run.checkpoints,
+                "--output_dir must lie on a file system that all workers share",
+            )
+
+    def _read(self, path: Path) -> None:
         weights, training, state = read(path)
         set_weights(self.core, weights, path)
         variables = self._training_variables()
@@ -353,6 +441,8 @@ class Trainer:
                 "Start another run with another --output_dir",
             )
         for name, variable in variables.items():
+            if tuple(variable.shape) != training[name].shape:
+                raise UserError("the checkpoint does not fit these flags", path)
             variable.assign(training[name])
         vars(self.state).update(state)
         note(f"goes on from {path}")
@@ -377,6 +467,8 @@ class _Loop(keras.callbacks.Callback):
         now = time.monotonic()
         state.seconds, self.last = state.seconds + now - self.last, now
         logs = {name: float(value) for name, value in logs.items()}
+        # Here or on another worker was a signal: all stop after the same step.
+        trainer.stopped = logs["stop"] > 0
         self._count_bad(logs, state, config)
         row = self.log.step(state.step, logs, trainer.model.data_seconds)
         self.progress.step(state.step)
@@ -394,9 +486,9 @@ class _Loop(keras.callbacks.Callback):
             trainer.save()
             self.saved = time.monotonic()
         else:
-            return self._stop_if(trainer.stopped_by is not None)
+            return self._stop_if(trainer.stopped)
         self.log.restart_clock()
-        return self._stop_if(state.done or trainer.stopped_by is not None)
+        return self._stop_if(state.done or trainer.stopped)
 
     def close(self):
         """Takes the progress bar away."""
@@ -426,7 +518,10 @@ class _Loop(keras.callbacks.Callback):
     def _evaluate(self, state: State, config, last: bool) -> None:
         trainer, task = self.trainer, self.trainer.task
         verdict = trainer.evaluate()
-        metrics, score = verdict.metrics, verdict.metrics[task.monitor]
+        # The chief's figures decide on every worker.
+        figures = trainer.agreed(list(verdict.metrics.values()))
+        metrics = dict(zip(verdict.metrics, figures, strict=True))
+        score = metrics[task.monitor]
         better = state.best_score is None or (
             score > state.best_score if task.maximize else score < state.best_score
         )
@@ -456,12 +551,10 @@ def _prefixed(metrics: dict) -> dict:
     return {f"validation_{name}": value for name, value in metrics.items()}
 
 
-def _strategy(name: str) -> tf.distribute.Strategy | None:
-    if name == "mirrored":
-        return tf.distribute.MirroredStrategy()
-    if name == "multi_worker":
-        return tf.distribute.MultiWorkerMirroredStrategy()
-    return None
+def _first_line(error: tf.errors.OpError) -> str:
+    lines = [line for line in error.message.splitlines() if line.strip()]
+    told = [line for line in lines if "aborted" in line or "OOM" in line]
+    return (told or lines or [""])[0].strip()[:200]
 
 
 @contextlib.contextmanager
@@ -469,9 +562,9 @@ def _signals(trainer: Trainer):
     """Ctrl-C and SIGTERM end the run after the step at hand; a second one at once."""
 
     def stop(number, frame):
-        if trainer.stopped_by is not None:
+        if trainer.model.stop:
             raise KeyboardInterrupt
-        trainer.stopped_by = number
+        trainer.model.stop = True
         warn("stopping after this step; once more stops at once")
 
     before = {}
