@@ -164,9 +164,11 @@ class CodeTable(tf.Module):
 
     def __init__(self, values: np.ndarray):
         super().__init__()
-        blocks, index = np.unique(values.reshape(-1, 128), axis=0, return_inverse=True)
-        self.blocks = tf.constant(blocks.reshape(-1), tf.int32)
-        self.index = tf.constant(index.reshape(-1) * 128, tf.int32)
+        blocks: dict[bytes, int] = {}
+        rows = values.astype(np.int32).reshape(-1, 128)
+        index = [blocks.setdefault(row.tobytes(), len(blocks) * 128) for row in rows]
+        self.blocks = tf.constant(np.frombuffer(b"".join(blocks), np.int32))
+        self.index = tf.constant(index, tf.int32)
 
     def __call__(self, codes: tf.Tensor) -> tf.Tensor:
         """The values of code points."""
@@ -520,12 +522,15 @@ class CharSteps(tf.Module):
         self.table = CharMap(probe.mapped(json.dumps(steps)))
         self.active, self.steps = None, []
         active = np.zeros(probe.NUM_CODES, np.int32)
-        for i, step in enumerate(steps):
-            if step["type"] not in defs.FORMS:
-                self.steps.append(CharMap(probe.mapped(json.dumps([step]))))
-                continue
-            self.steps.append(UnicodeForm(step["type"]))
-            active |= probe.combining(json.dumps(steps[:i]), step["type"])
+        forms = [i for i, step in enumerate(steps) if step["type"] in defs.FORMS]
+        at = 0
+        for i in [*forms, len(steps)] if forms else []:
+            if steps[at:i]:
+                self.steps.append(CharMap(probe.mapped(json.dumps(steps[at:i]))))
+            if i < len(steps):
+                self.steps.append(UnicodeForm(steps[i]["type"]))
+                active |= probe.combining(json.dumps(steps[:i]), steps[i]["type"])
+            at = i + 1
         if active.any():
             self.active = CodeTable(active)
 
@@ -749,10 +754,18 @@ class Words(tf.Module):
                 self.unk_id,
                 lowest - 10.0,
             )
-            kept = {
-                t[1:-1] if len(t) > 2 and t[0] == t[-1] == defs.MARK else t: i
+            marked_words = {
+                t[1:-1]: i
                 for t, i in kept.items()
-                if t not in unspaced
+                if t[0] == t[-1] == defs.MARK and len(t) > 2
+            }
+            single = {
+                t: i
+                for t, i in kept.items()
+                if len(t) == 1 and classes[ord(t)] in (self.OTHER, self.APOSTROPHE)
+            }
+            kept = single | {
+                t: i for t, i in marked_words.items() if classes[ord(t[0])] == self.SPACED
             }
         self.words = StringTable(kept)
 
@@ -1406,9 +1419,8 @@ class GraphTokenizer(tf.Module):
                 return ragged(tokens.ids, tokens.splits)
             return self._joined(template, [tokens])[0]
 
-        return self._run(
-            ("encode", add_special_tokens, max_length, parse_special), run, texts
-        )
+        key = ("encode", add_special_tokens, max_length, parse_special)
+        return self._run(key, run, strings(texts))
 
     def encode_pairs(self, first, second, max_length=None, truncation="longest_first"):
         """Pairs of texts (string `[N]` each) to ids and segment ids, both ragged.
@@ -1431,7 +1443,8 @@ class GraphTokenizer(tf.Module):
                 a, b = self._cut(a, size_a), self._cut(b, size_b)
             return self._joined(tokenizer.pair, [a, b])
 
-        return self._run(("pairs", max_length, truncation), run, first, second)
+        key = ("pairs", max_length, truncation)
+        return self._run(key, run, strings(first), strings(second))
 
     def encode_with_offsets(self, texts):
         """Ids, starts and ends (in code points of the text), int32 ragged `[N, None]`."""
@@ -1445,7 +1458,7 @@ class GraphTokenizer(tf.Module):
                 for values in (tokens.ids, tokens.start - base, tokens.end - base)
             )
 
-        return self._run(("offsets",), run, texts)
+        return self._run(("offsets",), run, strings(texts))
 
     def decode(self, ids, skip_special_tokens=True):
         """Ids (int `[N, T]`, ragged or dense) to texts, string `[N]`."""
@@ -1477,7 +1490,6 @@ class GraphTokenizer(tf.Module):
 
     def _run(self, key, function, *arguments):
         """Inside a function its ops; else a function of our own, traced only once."""
-        arguments = [tf.convert_to_tensor(argument) for argument in arguments]
         if not tf.executing_eagerly():
             return function(*arguments)
         if key not in self._functions.cache:
@@ -1593,6 +1605,11 @@ def pair_lengths(a, b, budget: int, truncation: str):
     short = tf.minimum(tf.minimum(a, b), budget // 2)
     long = tf.minimum(tf.maximum(a, b), budget - short)
     return tf.where(a > b, long, short), tf.where(a > b, short, long)
+
+
+def strings(texts) -> tf.Tensor:
+    """Texts as a tensor `[N]`, even if there are none."""
+    return tf.convert_to_tensor(texts, tf.string)
 
 
 def ragged(values: tf.Tensor, splits: tf.Tensor) -> tf.RaggedTensor:

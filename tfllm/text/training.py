@@ -16,6 +16,7 @@ from tfllm.text.cleaning import (
     normalizer_from_json,
     replacement,
 )
+from tfllm.text.probe import in_class
 from tfllm.text.tokenizer import Tokenizer, whole_text
 
 KINDS = ("characters", "words", "wordpiece", "bpe", "unigram")
@@ -166,7 +167,8 @@ def _lines(path: Path) -> Iterator[str]:
         with opened(
             path, "rt", encoding="utf-8", errors="replace", newline="\n"
         ) as file:
-            yield from file
+            for line in file:
+                yield line.removesuffix("\n")
     except OSError as error:
         raise UserError(f"cannot read it: {error.strerror or error}", path) from None
 
@@ -405,11 +407,11 @@ def _substrings(words: Counter, longest: int, min_frequency: int, cohesive: bool
 
     order = sorted(words)
     text = "\0".join(["", *order, ""])
-    codes = np.frombuffer(text.encode("utf-32-le"), np.uint32).astype(np.int64)
+    codes = np.frombuffer(text.encode("utf-32-le"), np.uint32).astype(np.int64) + 1
+    sizes = np.array([len(word) + 1 for word in order])
+    codes[np.concatenate([[0], np.cumsum(sizes)])] = 0  # the words themselves may hold \0
     weights = np.zeros(len(codes), np.int64)
-    stops = np.flatnonzero(codes == 0)
-    sizes = [words[word] for word in order]
-    weights[1:] = np.repeat([*sizes, 0], np.diff([*stops, len(codes) - 1]))
+    weights[1:] = np.repeat([words[word] for word in order], sizes)
     _, ids = np.unique(codes, return_inverse=True)
     single = np.bincount(ids, weights)[ids]
     total = max(1.0, weights[codes != 0].sum())
@@ -432,7 +434,8 @@ def _substrings(words: Counter, longest: int, min_frequency: int, cohesive: bool
                 before[start] * single[start + length - 1],
                 single[start] * before[start + 1],
             )
-            good &= counts * total > 20 * chance
+            # In little text nothing can be much more often than by chance.
+            good &= counts * total > np.clip(total / 100, 2, 20) * chance
             for side in (at - 1, at + length):  # how many different neighbours
                 near = np.unique(inverse * (first_ids.max() + 1) + first_ids[side])
                 variety = np.bincount(near // (first_ids.max() + 1))
@@ -482,6 +485,11 @@ def _words(stream, size, special, steps, min_frequency, dictionary):
     runs = Counter({w: n for w, n in counts.items() if first_unspaced(w)})
     counts = Counter({w: n for w, n in counts.items() if w not in runs})
     counts.pop(defs.MARK, None)
+    # The two libraries differ on a few characters: what the tokenizer will not find as
+    # a word is none.
+    spaced = in_class(defs.SPACED)
+    inner = {word: all(spaced[ord(char)] for char in word) for word in counts}
+    counts = Counter({w: n for w, n in counts.items() if inner[w] or len(w) == 1})
     steps = [*steps, apostrophe_step()]
     room = size - len(special)
     if not runs and dictionary is None:
@@ -489,10 +497,10 @@ def _words(stream, size, special, steps, min_frequency, dictionary):
         vocab = {token: i for i, token in enumerate(special + tokens)}
         model = {"type": "WordLevel", "vocab": vocab, "unk_token": special[1]}
         return _definition(model, steps, [_found(defs.PLAIN_WORDS)])
-    spaced = {}
-    for word, count in counts.items():
-        outer = regex.match(r"\w", word) is not None
-        spaced[defs.MARK + word + defs.MARK if outer else word] = count
+    spaced = {
+        defs.MARK + word + defs.MARK if inner[word] else word: count
+        for word, count in counts.items()
+    }
     words = (
         read_dictionary(dictionary)
         if dictionary is not None
