@@ -45,6 +45,7 @@ setup(
         "tensorboard>=2.20",
         "matplotlib>=3.8",
         "numpy>=1.26",
+        "protobuf>=5.28",
         "pyyaml>=6",
         "regex>=2024.5.15",
         "rich>=13.7",

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tfllm.core.errors import UserError
-from tfllm.serving import check, wire
+from tfllm.serving import check, protos
 from tfllm.serving.c_api import Process
 
 TEXTS = ["hello", "你好 world", "", "a" * 50, "good film", "坏电影"]
@@ -88,27 +88,27 @@ def test_batching_parameters(ex, tf, exported):
 
 
 def test_warm_up_records(ex, tf, exported):
-    """Decoded by hand, and by TensorFlow Serving's own messages where installed."""
+    """Decoded here; the next test uses TensorFlow Serving's own messages."""
     path = exported / "assets.extra/tf_serving_warmup_requests"
     logs = [bytes(r.numpy()) for r in tf.data.TFRecordDataset(str(path))]
     seen = []
     for log in logs:
-        (kind, body), *rest = wire.fields(log)
-        assert not rest
-        request = wire.first(body, 1)
-        spec = wire.first(request, 1)
-        assert wire.text(wire.first(spec, 1)) == "tiny"
-        signature = wire.text(wire.first(spec, 3))
-        if kind == 6:
-            texts = tensor_array(bytes(wire.entries(request, 2)["text"]))
+        log = protos.message("PredictionLog").FromString(log)
+        ((field, body),) = log.ListFields()
+        spec = body.request.model_spec
+        assert spec.name == "tiny"
+        if field.name == "predict_log":
+            (entry,) = body.request.inputs
+            assert entry.key == "text"
+            texts = tensor_array(entry.value)
         else:
-            rows = wire.every(wire.first(wire.first(request, 2), 1), 1)
-            messages = [tf.train.Example.FromString(bytes(row)) for row in rows]
+            rows = body.request.input.example_list.examples
+            messages = [tf.train.Example.FromString(row) for row in rows]
             texts = np.array(
                 [m.features.feature["text"].bytes_list.value[0] for m in messages]
             )
         assert texts.tolist() == [t.encode() for t in TEXTS[: len(texts)]]
-        seen.append((kind, signature, len(texts)))
+        seen.append((field.number, spec.signature_name, len(texts)))
     kinds = {(2, "classify"), (6, "serving_default")}
     assert sorted(seen) == sorted((*kind, n) for kind in kinds for n in (1, 6))
 

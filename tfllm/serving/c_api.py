@@ -32,8 +32,9 @@ from ctypes import POINTER, c_char_p, c_int, c_int64, c_size_t, c_void_p
 from pathlib import Path
 
 import numpy as np
+from google.protobuf.message import DecodeError
 
-from tfllm.serving import wire
+from tfllm.serving import protos
 
 DEFAULT_SIGNATURE = "serving_default"
 _DTYPES = {
@@ -93,41 +94,36 @@ def version_directory(path: str | Path) -> Path:
     return max(versions, key=lambda p: int(p.parent.name)).parent
 
 
-def read_meta_graph(directory: str | Path) -> memoryview:
-    """The MetaGraphDef with tag `serve` of a SavedModel, undecoded."""
+def read_meta_graph(directory: str | Path):
+    """The MetaGraphDef with tag `serve` of a SavedModel."""
     path = version_directory(directory) / "saved_model.pb"
     try:
-        graphs = wire.every(path.read_bytes(), 2)
-        for graph in graphs:
-            if "serve" in map(wire.text, wire.every(wire.first(graph, 1), 4)):
-                return graph
-    except ValueError as error:
+        graphs = protos.message("SavedModel").FromString(path.read_bytes()).meta_graphs
+    except DecodeError as error:
         raise ModelError(f"{path} is broken: {error}", "DATA_LOSS") from None
+    for graph in graphs:
+        if "serve" in graph.meta_info_def.tags:
+            return graph
     raise ModelError(f"{path} has no graph with the tag 'serve'", "NOT_FOUND")
 
 
-def read_signatures(meta_graph: memoryview) -> dict[str, SignatureInfo]:
+def read_signatures(meta_graph) -> dict[str, SignatureInfo]:
     """The signatures of a MetaGraphDef, with raw tensor names."""
     return {
-        name: SignatureInfo(
-            *(
-                {k: _tensor_info(v) for k, v in wire.entries(definition, side).items()}
-                for side in (1, 2)
-            )
-        )
-        for name, definition in sorted(wire.entries(meta_graph, 5).items())
+        name: SignatureInfo(_tensors(found.inputs), _tensors(found.outputs))
+        for name, found in sorted(meta_graph.signature_def.items())
         if name != "__saved_model_init_op"
     }
 
 
-def _tensor_info(message: memoryview) -> TensorInfo:
-    shape = wire.first(message, 3)
-    dims = [wire.signed(wire.first(d, 1, 0)) for d in wire.every(shape, 2)]
-    return TensorInfo(
-        wire.text(wire.first(message, 1)),
-        _DTYPES.get(number := wire.first(message, 2, 0), f"type {number}"),
-        None if wire.first(shape, 3, 0) else tuple(None if d < 0 else d for d in dims),
-    )
+def _tensors(infos) -> dict[str, TensorInfo]:
+    tensors = {}
+    for name, info in sorted(infos.items()):
+        dims = tuple(None if d.size < 0 else d.size for d in info.tensor_shape.dim)
+        shape = None if info.tensor_shape.unknown_rank else dims
+        dtype = _DTYPES.get(info.dtype, f"type {info.dtype}")
+        tensors[name] = TensorInfo(info.name, dtype, shape)
+    return tensors
 
 
 class SavedModel:
@@ -158,7 +154,8 @@ class SavedModel:
             except AttributeError:
                 self.notes.append("this TensorFlow cannot switch XLA off: it stays on")
         started = time.perf_counter()
-        if b"Sentencepiece" in meta_graph.obj or b"TFText>" in meta_graph.obj:
+        ops = {node.op for node in protos.nodes(meta_graph)}
+        if any(op.startswith(("Sentencepiece", "TFText>")) for op in ops):
             self._load_text_ops()
         self._graph, options = tf.TF_NewGraph(), tf.TF_NewSessionOptions()
         with _status() as status:

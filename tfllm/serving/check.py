@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from tfllm.core import console
-from tfllm.serving import c_api, wire
+from tfllm.serving import c_api, protos
 
 RECORD = "assets.extra/tfllm.json"
 TOLERANCE = 1e-4
@@ -119,19 +119,16 @@ def _server_ops() -> tuple[frozenset[str], frozenset[str]]:
     return frozenset(ops["core"].split()), frozenset(ops["text"].split())
 
 
-def _check_graph(meta_graph: memoryview, report: CheckReport, allow_xla: bool) -> None:
-    graph = wire.first(meta_graph, 2)
-    functions = wire.every(wire.first(graph, 2), 1)
-    names = {wire.text(wire.first(wire.first(f, 1), 1)) for f in functions}
-    bodies = [wire.every(f, 3) for f in functions]
-    nodes = [*wire.every(graph, 1), *itertools.chain(*bodies)]
-    ops = Counter(wire.text(wire.first(node, 2)) for node in nodes)
+def _check_graph(meta_graph, report: CheckReport, allow_xla: bool) -> None:
+    nodes = protos.nodes(meta_graph)
+    functions = meta_graph.graph_def.library.function
+    ops = Counter(node.op for node in nodes)
+    used = set(ops) - {function.signature.name for function in functions}
     core, text = _server_ops()
 
     def named(found) -> str:
         return ", ".join(f"{op} ({ops[op]}×)" for op in sorted(found))
 
-    used = set(ops) - names
     if python := used & _PYTHON_OPS:
         report.problems.append(
             f"calls back into Python, which a server has not: {named(python)}"
@@ -144,10 +141,9 @@ def _check_graph(meta_graph: memoryview, report: CheckReport, allow_xla: bool) -
         )
     xla = {op for op in used & core if op.startswith("Xla")}
     compiled = sum(
-        bool(wire.first(attributes["_XlaMustCompile"], 5, 0))
+        item.attr["_XlaMustCompile"].b
         for item in (*nodes, *functions)
-        if b"_XlaMustCompile" in bytes(item)
-        and "_XlaMustCompile" in (attributes := wire.entries(item, 5))
+        if "_XlaMustCompile" in item.attr
     )
     wants = [f"op {named(xla)}"] if xla else []
     wants += [f"functions with jit_compile=True ({compiled}×)"] if compiled else []
@@ -156,10 +152,9 @@ def _check_graph(meta_graph: memoryview, report: CheckReport, allow_xla: bool) -
             f"needs XLA, which is off in TensorFlow Serving: {' and '.join(wants)}"
         )
     variables = list((report.directory / "variables").glob("variables.data-*"))
-    handles = [n for n in nodes if wire.text(wire.first(n, 2)) == "VarHandleOp"]
-    if handles and not variables:
+    if ops["VarHandleOp"] and not variables:
         report.problems.append(
-            f"variables/ is missing, and {len(handles)} variables need it"
+            f"variables/ is missing, and {ops['VarHandleOp']} variables need it"
         )
     report.figures |= {
         "graph_bytes": (report.directory / "saved_model.pb").stat().st_size,

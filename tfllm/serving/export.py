@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import tempfile
@@ -21,7 +22,7 @@ import tensorflow as tf
 import tfllm
 from tfllm.core import files
 from tfllm.core.errors import UserError
-from tfllm.serving import c_api, check, wire
+from tfllm.serving import c_api, check, protos
 
 IMAGE = "tensorflow/serving:2.20.0"
 _CLASSIFY, _REGRESS = {"classes", "scores"}, {"outputs"}
@@ -138,14 +139,9 @@ def export(
         ValueError: A signature, its samples or its variables do not fit together.
     """
     signatures, about = list(signatures), dict(about or {})
-    if (
-        not name
-        or not all(c.isascii() and (c.isalnum() or c in "-_.") for c in name)
-        or name[0] == "."
-    ):
-        raise UserError(
-            f"{name!r} is no name for a model", None, "Use a-z, 0-9, - or _."
-        )
+    if not re.fullmatch(r"[\w-][\w.-]*", name, re.ASCII):
+        fix = "Use a-z, 0-9, - or _."
+        raise UserError(f"{name!r} is no name for a model", fix=fix)
     if names := [s.name for s in signatures if "." in s.name] or not signatures:
         raise ValueError(f"Signatures with usable names are needed. Received: {names}")
     module, tensors = tf.Module(), {}
@@ -323,17 +319,20 @@ def prediction_log(
         inputs: input → `TensorProto`.
         outputs: The outputs' names, which tell classification and regression.
     """
-    spec = wire.field(1, wire.field(1, name) + wire.field(3, signature))
-    kind = {frozenset(_CLASSIFY): 2, frozenset(_REGRESS): 3}.get(frozenset(outputs))
-    if kind and set(inputs) == {"inputs"}:  # ClassifyLog, RegressLog
-        rows = b"".join(wire.field(1, row) for row in inputs["inputs"].string_val)
-        request = spec + wire.field(2, wire.field(1, rows))
-    else:  # PredictLog
-        kind, request = 6, spec
-        for key, tensor in inputs.items():
-            entry = wire.field(1, key) + wire.field(2, tensor.SerializeToString())
-            request += wire.field(2, entry)
-    return wire.field(kind, wire.field(1, request))
+    request = {"model_spec": {"name": name, "signature_name": signature}}
+    kinds = {frozenset(_CLASSIFY): "classify_log", frozenset(_REGRESS): "regress_log"}
+    kind = kinds.get(frozenset(outputs))
+    if kind and set(inputs) == {"inputs"}:
+        examples = {"examples": inputs["inputs"].string_val}
+        request["input"] = {"example_list": examples}
+    else:
+        kind = "predict_log"
+        request["inputs"] = [
+            {"key": key, "value": tensor.SerializeToString()}
+            for key, tensor in inputs.items()
+        ]
+    log = protos.message("PredictionLog")(**{kind: {"request": request}})
+    return log.SerializeToString()
 
 
 def rest_request(signature: str, record: Mapping) -> tuple[str, dict, dict]:
@@ -408,32 +407,4 @@ def _readme(name, version, extra, functions, report, image) -> str:
             f"curl -d {shlex.quote(_json(body))} {url}:{verb}",
             *("```", "", "answers", "", "```json", _json(answer), "```"),
         ]
-    signature, record = next(iter(extra["samples"].items()))
-    fills = [
-        f'request.inputs["{k}"].CopyFrom(tf.make_tensor_proto([{v[0]!r}]))'
-        for k, v in record["inputs"].items()
-    ]
-    lines += [
-        *("", "Over gRPC (`pip install tensorflow-serving-api`):", "", "```python"),
-        "import grpc",
-        "import tensorflow as tf",
-        "from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc",
-        "",
-        'channel = grpc.insecure_channel("localhost:8500")',
-        "stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)",
-        "request = predict_pb2.PredictRequest()",
-        f'request.model_spec.name = "{name}"',
-        f'request.model_spec.signature_name = "{signature}"',
-        *fills,
-        "print(stub.Predict(request, 10).outputs)",
-        "```",
-        *("", "## Latency seen by the export's check", ""),
-        "| signature | rows | p50 ms | p95 ms | rows/s |",
-        "|---|--:|--:|--:|--:|",
-    ]
-    lines += [
-        f"| {r['signature']} | {r['rows']} | {r['p50_ms']:.2f} | {r['p95_ms']:.2f} "
-        f"| {r['rows_per_second']:,.0f} |"
-        for r in report.figures.get("latency", [])
-    ]
     return "\n".join(lines) + "\n"
