@@ -10,7 +10,6 @@ import json
 import os
 import platform
 import re
-import shlex
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
@@ -23,9 +22,7 @@ import tfllm
 from tfllm.core import files
 from tfllm.core.errors import UserError
 from tfllm.serving import c_api, check, protos
-
-IMAGE = "tensorflow/serving:2.20.0"
-_CLASSIFY, _REGRESS = {"classes", "scores"}, {"outputs"}
+from tfllm.serving.readme import CLASSIFY, IMAGE, REGRESS, readme
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,10 +44,8 @@ def text_signature(
     function: Callable, pair: bool = False, name: str = c_api.DEFAULT_SIGNATURE
 ) -> Signature:
     """A signature over `text` (and `text_pair`), both strings `[N]`."""
-    names = ["text", "text_pair"] if pair else ["text"]
-    return Signature(
-        name, function, {n: tf.TensorSpec([None], tf.string) for n in names}
-    )
+    specs = {name: tf.TensorSpec([None], tf.string) for name in _texts(pair)}
+    return Signature(name, function, specs)
 
 
 def classify_signature(function: Callable, pair: bool = False) -> Signature:
@@ -64,27 +59,28 @@ def classify_signature(function: Callable, pair: bool = False) -> Signature:
         `inputs`, serialised `tf.Example`s with the byte features `text` (and
         `text_pair`) → `classes`, `scores`.
     """
-
-    def classify(inputs):
-        answer = function(**_parse(inputs, pair))
-        return {"classes": answer["labels"], "scores": answer["scores"]}
-
-    return Signature("classify", classify, {"inputs": tf.TensorSpec([None], tf.string)})
+    outputs = {"classes": "labels", "scores": "scores"}
+    return _example_signature("classify", function, pair, outputs)
 
 
 def regress_signature(function: Callable, pair: bool = False) -> Signature:
     """`regress` of TensorFlow Serving: like `classify`; `score [N]` → `outputs`."""
-
-    def regress(inputs):
-        return {"outputs": function(**_parse(inputs, pair))["score"]}
-
-    return Signature("regress", regress, {"inputs": tf.TensorSpec([None], tf.string)})
+    return _example_signature("regress", function, pair, {"outputs": "score"})
 
 
-def _parse(inputs: tf.Tensor, pair: bool) -> dict[str, tf.Tensor]:
-    names = ["text", "text_pair"] if pair else ["text"]
+def _example_signature(name, function, pair: bool, outputs: dict) -> Signature:
     feature = tf.io.FixedLenFeature([], tf.string, default_value="")
-    return tf.io.parse_example(inputs, dict.fromkeys(names, feature))
+    features = dict.fromkeys(_texts(pair), feature)
+
+    def ask(inputs):
+        answer = function(**tf.io.parse_example(inputs, features))
+        return {output: answer[key] for output, key in outputs.items()}
+
+    return Signature(name, ask, {"inputs": tf.TensorSpec([None], tf.string)})
+
+
+def _texts(pair: bool) -> list[str]:
+    return ["text", "text_pair"] if pair else ["text"]
 
 
 def example(**features: str | bytes) -> bytes:
@@ -144,67 +140,73 @@ def export(
         raise UserError(f"{name!r} is no name for a model", fix=fix)
     if names := [s.name for s in signatures if "." in s.name] or not signatures:
         raise ValueError(f"Signatures with usable names are needed. Received: {names}")
-    module, tensors = tf.Module(), {}
-    for variable in variables:
-        raw = variable if isinstance(variable, tf.Variable) else variable.value
-        tensors[id(raw)] = raw
-    module.variables_, module.trackables = list(tensors.values()), list(trackables)
-    parameter_bytes = sum(
-        v.dtype.size * v.shape.num_elements() for v in tensors.values()
-    )
+    raw = [v if isinstance(v, tf.Variable) else v.value for v in variables]
+    raw = list({id(v): v for v in raw}.values())
+    module = tf.Module()
+    module.variables_, module.trackables = raw, list(trackables)
     functions = {s.name: _trace(s) for s in signatures}
-    records = _records(functions, samples, expected or {})
+    record = {
+        "tfllm": tfllm.__version__,
+        "tensorflow": tf.__version__,
+        "python": platform.python_version(),
+        "name": name,
+        "task": about.pop("task", None),
+        "labels": about.pop("labels", None),
+        "parameter_bytes": sum(v.dtype.size * v.shape.num_elements() for v in raw),
+        "samples": _records(functions, samples, expected or {}),
+        "about": about,
+    }
     base = Path(directory) / name
     known = base.exists()
     base.mkdir(parents=True, exist_ok=True)
-    version = _next_version(base)
-    new = Path(tempfile.mkdtemp(dir=base, prefix=f".{version}.tmp-"))
+    new = Path(tempfile.mkdtemp(dir=base, prefix=".new-"))
     try:
-        try:
-            tf.saved_model.save(module, str(new), signatures=functions)
-        except AssertionError as error:
-            hint = "A signature reads a variable or table that was not given in "
-            raise ValueError(f"{hint}`variables` or `trackables`. {error}") from error
-        extra = {
-            "tfllm": tfllm.__version__,
-            "tensorflow": tf.__version__,
-            "python": platform.python_version(),
-            "name": name,
-            "version": version,
-            **{key: about.pop(key, None) for key in ("task", "labels")},
-            "parameter_bytes": parameter_bytes,
-            "samples": records,
-            "about": about,
-        }
-        (new / "assets.extra").mkdir()
-        text = json.dumps(extra, default=c_api.to_json, indent=1)
-        (new / check.RECORD).write_text(text + "\n", encoding="utf-8")
-        path = new / "assets.extra/tf_serving_warmup_requests"
-        _write_warm_up(path, name, functions, records)
-        (new / "batching_params.pbtxt").write_text(_batching(functions, max_batch_size))
+        _write(new, record, module, functions, max_batch_size)
         report = check.check(new, allow_xla=allow_xla, timing_seconds=0.3)
-        report.directory = base / str(version)
+        report.directory = base
         report.print()
         if not report.sound:
             lines = "; ".join(report.problems)
             raise UserError(f"the export is unsound and was removed: {lines}", base)
         os.chmod(new, 0o755)  # mkdtemp's 0700 would keep a server in a container out
-        while True:
-            try:
-                final = base / str(version)
-                os.replace(new, final)
-                break
-            except OSError:  # another export took the number meanwhile
-                if not final.exists():
-                    raise
-                version += 1
-        readme = _readme(name, version, extra, functions, report, image)
-        files.atomic_write(base / "README.md", readme)
+        record["version"], final = _take_number(new, base)
+        page = readme(record, functions, report.figures, report.warnings, image)
+        files.atomic_write(base / "README.md", page)
         return final
     finally:
         shutil.rmtree(new, ignore_errors=True)
         if not known and not any(base.iterdir()):
             base.rmdir()
+
+
+def _write(folder: Path, record: dict, module, functions, max_batch_size: int) -> None:
+    """Everything that a version's folder holds."""
+    try:
+        tf.saved_model.save(module, str(folder), signatures=functions)
+    except AssertionError as error:
+        hint = "A signature reads a variable or table that was not given in "
+        raise ValueError(f"{hint}`variables` or `trackables`. {error}") from error
+    (folder / "assets.extra").mkdir()
+    text = json.dumps(record, default=c_api.to_json, indent=1)
+    (folder / check.RECORD).write_text(text + "\n", encoding="utf-8")
+    warm_up = folder / "assets.extra/tf_serving_warmup_requests"
+    _write_warm_up(warm_up, record["name"], functions, record["samples"])
+    batching = _batching(functions, max_batch_size)
+    (folder / "batching_params.pbtxt").write_text(batching)
+
+
+def _take_number(new: Path, base: Path) -> tuple[int, Path]:
+    """Renames a finished version to the number after the highest one."""
+    while True:
+        numbers = [int(path.name) for path in base.iterdir() if path.name.isdigit()]
+        final = base / str(max(numbers, default=0) + 1)
+        try:
+            os.replace(new, final)
+        except OSError:
+            if not final.exists():
+                raise
+            continue  # another export took the number meanwhile
+        return int(final.name), final
 
 
 def _trace(signature: Signature):
@@ -234,14 +236,9 @@ def _records(functions: dict, samples: Mapping, expected: Mapping) -> dict:
         if inputs is None and set(specs) == {"inputs"}:
             texts = samples.get(c_api.DEFAULT_SIGNATURE, {})
             rows = zip(*texts.values(), strict=True)
-            inputs = {
-                "inputs": [example(**dict(zip(texts, r, strict=True))) for r in rows]
-            }
-        if (
-            not inputs
-            or set(inputs) != set(specs)
-            or not all(map(len, inputs.values()))
-        ):
+            rows = [example(**dict(zip(texts, row, strict=True))) for row in rows]
+            inputs = {"inputs": rows}
+        if not inputs or set(inputs) != set(specs) or not all(inputs.values()):
             raise ValueError(f"signature {name!r} needs samples for {', '.join(specs)}")
         tensors = {k: _tensor(v, specs[k]) for k, v in inputs.items()}
         outputs = {k: _plain(k, v.numpy()) for k, v in function(**tensors).items()}
@@ -249,12 +246,8 @@ def _records(functions: dict, samples: Mapping, expected: Mapping) -> dict:
         if unknown := set(given) - set(outputs):
             raise ValueError(f"signature {name!r} has no output {', '.join(unknown)}")
         outputs |= {k: np.asarray(v).tolist() for k, v in given.items()}
-        records[name] = {
-            "inputs": {
-                k: np.asarray(v, dtype=object).tolist() for k, v in inputs.items()
-            },
-            "outputs": outputs,
-        }
+        inputs = {k: np.asarray(v, dtype=object).tolist() for k, v in inputs.items()}
+        records[name] = {"inputs": inputs, "outputs": outputs}
     return records
 
 
@@ -271,10 +264,6 @@ def _plain(name: str, array: np.ndarray) -> list:
         return array.tolist()
     decoded = [value.decode("utf-8", "surrogateescape") for value in array.flat]
     return np.array(decoded, dtype=object).reshape(array.shape).tolist()
-
-
-def _next_version(base: Path) -> int:
-    return max((int(p.name) for p in base.iterdir() if p.name.isdigit()), default=0) + 1
 
 
 def _batching(functions: dict, max_batch_size: int) -> str:
@@ -320,7 +309,7 @@ def prediction_log(
         outputs: The outputs' names, which tell classification and regression.
     """
     request = {"model_spec": {"name": name, "signature_name": signature}}
-    kinds = {frozenset(_CLASSIFY): "classify_log", frozenset(_REGRESS): "regress_log"}
+    kinds = {frozenset(CLASSIFY): "classify_log", frozenset(REGRESS): "regress_log"}
     kind = kinds.get(frozenset(outputs))
     if kind and set(inputs) == {"inputs"}:
         examples = {"examples": inputs["inputs"].string_val}
@@ -333,78 +322,3 @@ def prediction_log(
         ]
     log = protos.message("PredictionLog")(**{kind: {"request": request}})
     return log.SerializeToString()
-
-
-def rest_request(signature: str, record: Mapping) -> tuple[str, dict, dict]:
-    """How the first sample is asked over REST.
-
-    Returns:
-        The verb after `/v1/models/NAME:`, the request's body, the answer's body.
-    """
-    body = {} if signature == c_api.DEFAULT_SIGNATURE else {"signature_name": signature}
-    first = {key: values[0] for key, values in record["inputs"].items()}
-    answer = {key: _rounded(values[0]) for key, values in record["outputs"].items()}
-    if set(first) == {"inputs"} and set(answer) in (_CLASSIFY, _REGRESS):
-        features = tf.train.Example.FromString(first["inputs"]).features.feature
-        row = {k: v.bytes_list.value[0].decode() for k, v in sorted(features.items())}
-        body["examples"] = [row]
-        if set(answer) == _REGRESS:
-            return "regress", body, {"results": [answer["outputs"]]}
-        pairs = zip(answer["classes"], answer["scores"], strict=True)
-        return "classify", body, {"results": [[list(pair) for pair in pairs]]}
-    only = next(iter(answer.values())) if len(answer) == 1 else answer
-    return "predict", {**body, "instances": [first]}, {"predictions": [only]}
-
-
-def _rounded(value):
-    if isinstance(value, list):
-        return [_rounded(item) for item in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value
-
-
-def _json(value) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=c_api.to_json)
-    return text.encode("utf-8", "replace").decode()
-
-
-def _readme(name, version, extra, functions, report, image) -> str:
-    """The page beside the versions: what it is, how it is served and asked."""
-    about = {"task": extra["task"], "labels": extra["labels"], **extra["about"]}
-    facts = [f"- {key}: {_json(value)}" for key, value in about.items() if value]
-    sizes = report.figures
-    lines = [
-        f"# {name}",
-        "",
-        f"Version {version}, written by tfllm {extra['tfllm']}: text in, answer out. "
-        f"Weights {sizes['weight_bytes']:,} bytes, "
-        f"graph {sizes['graph_bytes']:,} bytes.",
-        "",
-        *facts,
-        "",
-        "## Serve it",
-        "",
-        "```sh",
-        "# in the folder that holds this one",
-        "docker run --rm -p 8500:8500 -p 8501:8501 \\",
-        f'  -v "$PWD/{name}:/models/{name}:ro" -e MODEL_NAME={name} {image}',
-        "```",
-        "",
-        "Many small requests are computed together with `--enable_batching "
-        "--enable_per_model_batching_parameters` at the end of that line "
-        "(`batching_params.pbtxt` in the version's folder says how).",
-    ]
-    if report.warnings:
-        lines += ["", *(f"Note: {warning}" for warning in report.warnings)]
-    url = f"http://localhost:8501/v1/models/{name}"
-    lines += ["", "## Ask it", "", "```sh", f"curl {url}", "```"]
-    for signature, function in functions.items():
-        verb, body, answer = rest_request(signature, extra["samples"][signature])
-        specs = function.structured_input_signature[1].values()
-        taken = ", ".join(f"`{s.name}` {s.dtype.name}" for s in specs)
-        given = ", ".join(f"`{key}`" for key in function.structured_outputs)
-        lines += [
-            *("", f"`{signature}`: {taken} → {given}", "", "```sh"),
-            f"curl -d {shlex.quote(_json(body))} {url}:{verb}",
-            *("```", "", "answers", "", "```json", _json(answer), "```"),
-        ]
-    return "\n".join(lines) + "\n"
