@@ -8,7 +8,8 @@ from pathlib import Path
 
 from tfllm.core.errors import UserError
 from tfllm.text import definition as defs
-from tfllm.text.cleaning import normalizer_from_json, replacement
+from tfllm.text.cleaning import replacement
+from tfllm.text.probe import mapped
 from tfllm.text.tokenizer import Tokenizer
 from tfllm.text.training import (
     NEVER,
@@ -149,8 +150,8 @@ def _bert(tokens: list[str], lowercase: bool | None, settings: dict) -> dict:
 def _gpt2(vocab: dict, path: Path) -> dict:
     merges = None
     for suffix in ("", ".gz"):
-        file = path.with_name(path.name.removesuffix(".gz").replace("vocab.json", ""))
-        file = file.parent / f"{file.name}merges.txt{suffix}"
+        name = path.name.removesuffix(".gz").replace("vocab.json", "merges.txt")
+        file = path.with_name(name + suffix)
         if "vocab.json" in path.name and file.is_file():
             merges = _read(file).decode("utf-8").split("\n")
     if merges is None:
@@ -269,19 +270,15 @@ def charsmap_steps(charsmap: bytes) -> list[dict]:
     wanted = {k: v for k, v in _darts(charsmap).items() if len(k) == 1}
     steps = [replacement(NMT_DROPPED, "", regex=True)]
     steps += [replacement(NMT_SPACE, " ", regex=True), {"type": "NFKC"}]
-    sequence = {"type": "Sequence", "normalizers": steps}
-    normalize = normalizer_from_json(sequence).normalize_str
     if wanted.get("A") == "a":
         steps.append({"type": "Lowercase"})
-        sequence = {"type": "Sequence", "normalizers": steps}
-        normalize = normalizer_from_json(sequence).normalize_str
-    first = []
-    for code in (c for c in range(0x110000) if not 0xD800 <= c < 0xE000):
+    found, first = mapped(json.dumps(steps)), []
+    for code in sorted(set(found) | {ord(char) for char in wanted}):
         char = chr(code)
-        to = wanted.get(char, char)
-        if normalize(char) == to:
+        to, now = wanted.get(char, char), "".join(map(chr, found.get(code, (code,))))
+        if to == now:
             continue
-        if normalize(to) == to:
+        if all(ord(c) not in found for c in to):
             first.append(replacement(char, to))
         elif to == char and len(steps) == 3:
             # Out of NFKC's way: U+0001 cannot occur, it was dropped just before.

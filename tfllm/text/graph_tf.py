@@ -289,7 +289,9 @@ class Trie(tf.Module):
         window = positions[:, None] + tf.range(start, stop)[None]
         inside = window < ends[:, None]
         last = tf.maximum(tf.size(codes) - 1, 0)
-        padded = tf.cond(tf.size(codes) > 0, lambda: codes, lambda: tf.zeros([1], tf.int32))
+        padded = tf.cond(
+            tf.size(codes) > 0, lambda: codes, lambda: tf.zeros([1], tf.int32)
+        )
         chars = tf.cast(tf.gather(padded, tf.minimum(window, last)), tf.int64)
         sums = (chars + 1) * self.powers[start:stop]
         shift = 1
@@ -708,7 +710,9 @@ def tokens_at(chars: Chars, index: tf.Tensor, ends: tf.Tensor, ids) -> Tokens:
     splits = rank_in(index, chars.splits)
     if chars.start is None:
         return Tokens(ids, splits)
-    return Tokens(ids, splits, tf.gather(chars.start, index), tf.gather(chars.end, ends))
+    return Tokens(
+        ids, splits, tf.gather(chars.start, index), tf.gather(chars.end, ends)
+    )
 
 
 class Characters(tf.Module):
@@ -765,7 +769,9 @@ class Words(tf.Module):
                 if len(t) == 1 and classes[ord(t)] in (self.OTHER, self.APOSTROPHE)
             }
             kept = single | {
-                t: i for t, i in marked_words.items() if classes[ord(t[0])] == self.SPACED
+                t: i
+                for t, i in marked_words.items()
+                if classes[ord(t[0])] == self.SPACED
             }
         self.words = StringTable(kept)
 
@@ -962,10 +968,14 @@ class WordPiece(tf.Module):
         )
         for step in defs.normalizers(definition):
             if step["type"] == "BertNormalizer" and step["handle_chinese_chars"]:
-                quiet = dict.fromkeys(("clean_text", "strip_accents", "lowercase"), False)
+                quiet = dict.fromkeys(
+                    ("clean_text", "strip_accents", "lowercase"), False
+                )
                 classes[list(probe.mapped(json.dumps([step | quiet])))] = self.ALONE
         if [s["type"] for s in defs.pre_tokenizers(definition)] != ["BertPreTokenizer"]:
-            raise UserError("wordpiece without BERT's pre-tokenizer is not in the graph")
+            raise UserError(
+                "wordpiece without BERT's pre-tokenizer is not in the graph"
+            )
         self.classes = CodeTable(classes)
         self.unk_id = model["vocab"][model["unk_token"]]
         self.longest = model.get("max_input_chars_per_word", 100)
@@ -992,7 +1002,9 @@ class WordPiece(tf.Module):
         index = indices(starts)
         splits = tf.concat([index, [size]], 0)
         lengths = splits[1:] - splits[:-1]
-        ids = tf.where(lengths > self.longest, self.unk_id, self.words(chars.codes, splits))
+        ids = tf.where(
+            lengths > self.longest, self.unk_id, self.words(chars.codes, splits)
+        )
         todo = ids < 0
 
         def whole():
@@ -1077,7 +1089,9 @@ class BytePair(tf.Module):
         self.complete = min(symbols) >= 0
         # Where no token goes across the start of a word, words can be cut there.
         parts = defs.pre_tokenizers(definition)
-        self.by_word = not parts and all(defs.MARK not in t.lstrip(defs.MARK) for t in vocab)
+        self.by_word = not parts and all(
+            defs.MARK not in t.lstrip(defs.MARK) for t in vocab
+        )
         merges, ranks = [], {}
         for merge in model["merges"]:
             left, right = merge.split(" ") if isinstance(merge, str) else merge
@@ -1160,7 +1174,9 @@ class BytePair(tf.Module):
         steps = [tf.cast(codes >= low, tf.int32) for low in (0x80, 0x800, 0x10000)]
         lengths = 1 + steps[0] + steps[1] + steps[2]
         if known is not None:
-            one = known >= 0 if not self.whole_unknown else tf.fill(tf.shape(codes), True)
+            one = (
+                known >= 0 if not self.whole_unknown else tf.fill(tf.shape(codes), True)
+            )
             lengths = tf.where(one, 1, lengths)
         at = every * 4
         spread = tf.raw_ops.RaggedRange(
@@ -1211,7 +1227,9 @@ class BytePair(tf.Module):
             gone = tf.concat([[False], chosen], 0)
             kept = ~gone[: tf.size(symbols)]
             symbols = tf.concat([merged, symbols[tf.size(merged) :]], 0)
-            ends = tf.concat([tf.where(chosen, last[1:], last[:-1]), last[tf.size(rank) :]], 0)
+            ends = tf.concat(
+                [tf.where(chosen, last[1:], last[:-1]), last[tf.size(rank) :]], 0
+            )
             kept = tf.reshape(tf.where(kept), [-1])
             return (
                 tf.gather(symbols, kept),
@@ -1389,9 +1407,13 @@ class GraphTokenizer(tf.Module):
             self.model = models[tokenizer.kind](tokenizer)
             added = tokenizer.definition["added_tokens"]
             if any(t["lstrip"] or t["rstrip"] or t["single_word"] for t in added):
-                raise UserError("tokens that take spaces with them are not in the graph")
+                raise UserError(
+                    "tokens that take spaces with them are not in the graph"
+                )
             if not all(t["special"] for t in added):
-                raise UserError("added tokens that are not special are not in the graph")
+                raise UserError(
+                    "added tokens that are not special are not in the graph"
+                )
             self.special = Trie({code_tuple(t["content"]): t["id"] for t in added})
             pieces = tokenizer.pieces
             self.pieces = tf.constant(pieces.texts)

@@ -223,9 +223,7 @@ class Tokenizer:
             )
         firsts, seconds = self.encode(first), self.encode(second)
         if len(firsts) != len(seconds):
-            raise ValueError(
-                f"{len(firsts)} first texts, {len(seconds)} second ones"
-            )
+            raise ValueError(f"{len(firsts)} first texts, {len(seconds)} second ones")
         budget = self.budget(self.pair, max_length)
         rows, segments = [], []
         for a, b in zip(firsts, seconds, strict=True):
@@ -250,7 +248,9 @@ class Tokenizer:
         if self._unmarked is not None:
             words = self._encode(texts, False, fast=False, engine=self._unmarked)
             pairs = zip(encodings, words, strict=True)
-            offsets = [_word_offsets(e.word_ids, e.offsets, w.offsets) for e, w in pairs]
+            offsets = [
+                _word_offsets(e.word_ids, e.offsets, w.offsets) for e, w in pairs
+            ]
         return [e.ids for e in encodings], offsets
 
     @functools.cached_property

@@ -409,7 +409,9 @@ def _substrings(words: Counter, longest: int, min_frequency: int, cohesive: bool
     text = "\0".join(["", *order, ""])
     codes = np.frombuffer(text.encode("utf-32-le"), np.uint32).astype(np.int64) + 1
     sizes = np.array([len(word) + 1 for word in order])
-    codes[np.concatenate([[0], np.cumsum(sizes)])] = 0  # the words themselves may hold \0
+    codes[np.concatenate([[0], np.cumsum(sizes)])] = (
+        0  # the words themselves may hold \0
+    )
     weights = np.zeros(len(codes), np.int64)
     weights[1:] = np.repeat([words[word] for word in order], sizes)
     _, ids = np.unique(codes, return_inverse=True)

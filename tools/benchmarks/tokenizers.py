@@ -1,0 +1,160 @@
+"""Speed of the tokenizers beside keras-nlp, tensorflow-text and `tokenizers`.
+
+    python tools/benchmarks/tokenizers.py [--text FILE ...] [--json out.json]
+
+Every figure is the median of five. `batch 1` is milliseconds for one sentence of 30
+words; the others are MB of UTF-8 a second. What keras-nlp remembers of the last batch
+(its BPE has a cache) does not count: every batch is other text.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import statistics
+import sys
+import time
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+# In place of this folder, where this file would hide the library of the same name.
+sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+import tensorflow as tf
+
+from tfllm.core.console import table
+from tfllm.text import Tokenizer
+from tfllm.text.training import KINDS, Stream
+
+BATCH, SIZE = 256, 8000
+
+
+def median(function, times: int = 5) -> float:
+    """Median seconds of a call."""
+    seconds = []
+    for _ in range(times):
+        started = time.perf_counter()
+        function()
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)
+
+
+def per_batch(encode, batches) -> float:
+    """MB a second over batches that were not seen before."""
+    encode(next(batches)[0])
+    seconds = []
+    for batch, size in itertools.islice(batches, 25):
+        started = time.perf_counter()
+        encode(batch)
+        seconds.append((time.perf_counter() - started) / size)
+    groups = [sum(seconds[i::5]) / 5 for i in range(5)]
+    return 1e-6 / statistics.median(groups)
+
+
+def one(encode, sentence) -> float:
+    """Milliseconds for a single sentence."""
+    text = tf.constant([sentence])
+    encode(text)
+    return 1000 * median(lambda: [encode(text) for _ in range(50)]) / 50
+
+
+def peers(tokenizer: Tokenizer) -> dict:
+    """The in-graph tokenizers of others that have the same vocabulary."""
+    import keras_hub
+    import tensorflow_text
+
+    layers = keras_hub.tokenizers
+    tokens, found = tokenizer.tokens, {}
+    if tokenizer.kind == "wordpiece":
+        layer = layers.WordPieceTokenizer(
+            tokens, lowercase=True, strip_accents=True, split_on_cjk=True
+        )
+        found["keras-nlp"] = layer.tokenize
+        fast = tensorflow_text.FastWordpieceTokenizer(
+            tokens, token_out_type=tf.int32, unknown_token="[UNK]"
+        )
+        found["FastWordpiece (no BERT rules)"] = fast.tokenize
+    elif tokenizer.kind == "bpe":
+        model = tokenizer.definition["model"]
+        merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
+        found["keras-nlp"] = layers.BytePairTokenizer(model["vocab"], merges).tokenize
+    elif tokenizer.kind == "characters":
+        found["keras-nlp"] = layers.UnicodeCodepointTokenizer().tokenize
+    return found
+
+
+def sentencepiece_peer(texts):
+    """keras-nlp's SentencePiece with a vocabulary of its own, if it can be learned."""
+    import io
+
+    import keras_hub
+
+    try:
+        import sentencepiece
+    except ImportError:
+        return {}
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts), model_writer=model, vocab_size=SIZE,
+        minloglevel=2, hard_vocab_limit=False,
+    )  # fmt: skip
+    layer = keras_hub.tokenizers.SentencePieceTokenizer(model.getvalue())
+    return {"keras-nlp": layer.tokenize}
+
+
+def default_texts() -> list[str]:
+    """English that every Python has: the help of its standard library."""
+    import pydoc_data.topics
+
+    return [
+        line
+        for topic in pydoc_data.topics.topics.values()
+        for line in topic.split("\n")
+        if len(line.split()) > 5
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--text", nargs="*", type=Path, help="files, a text a line")
+    parser.add_argument("--json", type=Path)
+    flags = parser.parse_args()
+    texts = list(Stream(flags.text)) if flags.text else default_texts()
+    texts = [text for text in texts if text.strip()]
+    size = sum(len(text.encode()) for text in texts)
+    words = itertools.islice(itertools.cycle(" ".join(texts[:50]).split()), 30)
+    sentence, rows = " ".join(words), []
+    for kind in KINDS:
+        training = size / 1e6 / median(lambda: Tokenizer.train(texts, kind, SIZE))  # noqa: B023
+        tokenizer = Tokenizer.train(texts, kind, SIZE)
+        fast = size / 1e6 / median(lambda: tokenizer.encode(texts))  # noqa: B023
+        engine = tokenizer.fast
+        theirs = size / 1e6 / median(lambda: engine.encode_batch(texts))  # noqa: B023
+        engines = {"tfllm": tokenizer.graph().encode}
+        others = sentencepiece_peer(texts) if kind == "unigram" else peers(tokenizer)
+        spec = [tf.TensorSpec([None], tf.string)]
+        engines |= {n: tf.function(f, input_signature=spec) for n, f in others.items()}
+        for name, encode in engines.items():
+            order = itertools.cycle(range(0, len(texts) - BATCH, BATCH))
+            batches = ((tf.constant(p), sum(len(t.encode()) for t in p))
+                       for p in (texts[i : i + BATCH] for i in order))  # fmt: skip
+            ours = name == "tfllm"
+            rows.append(
+                [
+                    kind, name, training if ours else "", fast if ours else "",
+                    theirs if ours else "", per_batch(encode, batches),
+                    one(encode, sentence),
+                ]
+            )  # fmt: skip
+    columns = ["kind", "engine", "train MB/s", "encode MB/s", "tokenizers MB/s",
+               "graph, batch 256 MB/s", "graph, batch 1 ms"]  # fmt: skip
+    table(f"{len(texts):,} texts, {size / 1e6:.1f} MB", columns, rows)
+    if flags.json:
+        flags.json.write_text(
+            json.dumps([dict(zip(columns, r, strict=True)) for r in rows])
+        )
+
+
+if __name__ == "__main__":
+    main()
