@@ -392,22 +392,16 @@ def _from_tensor(tf, tensor: int, raw: bool) -> np.ndarray:
     data = tf.TF_TensorData(tensor)
     if number not in _DTYPES:
         raise ModelError(f"an output has type {number}, unknown here", "UNIMPLEMENTED")
-    buffer = ctypes.string_at(data, size) if size else b""
     if number != _STRING:
+        buffer = ctypes.string_at(data, size) if size else b""
         return np.frombuffer(buffer, _DTYPES[number]).reshape(shape).copy()
-    array = np.empty(len(buffer) // _TSTRING_BYTES, dtype=object)
-    for i in range(len(array)):
-        start = i * _TSTRING_BYTES
-        header = buffer[start]
-        # TF_TString, type in the two low bits: 0 holds up to 22 bytes in place (read
-        # here, which is ten times as fast), the others point elsewhere.
-        if header & 3 == 0 and sys.byteorder == "little":
-            value = buffer[start + 1 : start + 1 + (header >> 2)]
-        else:
-            at = data + start
-            length = tf.TF_StringGetSize(at)
-            value = ctypes.string_at(tf.TF_StringGetDataPointer(at), length)
-        array[i] = value if raw else value.decode("utf-8", "surrogateescape")
+    texts = []
+    for at in range(data or 0, (data or 0) + size, _TSTRING_BYTES):
+        length = tf.TF_StringGetSize(at)
+        value = ctypes.string_at(tf.TF_StringGetDataPointer(at), length)
+        texts.append(value if raw else value.decode("utf-8", "surrogateescape"))
+    array = np.empty(len(texts), dtype=object)
+    array[:] = texts
     return array.reshape(shape)
 
 
@@ -425,7 +419,6 @@ class Process:
     Args:
         directory: A version folder, or a folder of versions (the newest is taken).
         xla: Leaves XLA on.
-        cpu: Hides GPUs from the process, which would take their memory.
         timeout: Seconds for loading and for each answer; the process is then killed.
 
     Raises:
@@ -433,23 +426,15 @@ class Process:
     """
 
     def __init__(
-        self,
-        directory: str | Path,
-        *,
-        xla: bool = False,
-        cpu: bool = True,
-        timeout: float = 300,
+        self, directory: str | Path, *, xla: bool = False, timeout: float = 300
     ):
         self.timeout = timeout
         directory = version_directory(directory)
         self.signatures = read_signatures(read_meta_graph(directory))
-        environment = dict(os.environ)
-        environment.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-        if cpu:
-            environment["CUDA_VISIBLE_DEVICES"] = "-1"
-        top = str(Path(__file__).resolve().parents[2])
-        paths = [top, environment.get("PYTHONPATH")]
+        paths = [str(Path(__file__).resolve().parents[2]), os.getenv("PYTHONPATH")]
+        environment = {"TF_CPP_MIN_LOG_LEVEL": "2"} | os.environ
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+        environment["CUDA_VISIBLE_DEVICES"] = "-1"  # a GPU may be in use by training
         command = [sys.executable, "-m", "tfllm.serving.c_api", str(directory)]
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed in `close`)
         self._process = subprocess.Popen(
