@@ -81,6 +81,10 @@ class TrainingFlags:
         minimum=0.0,
         maximum=0.99999,
     )
+    gradient_checkpointing: bool = flag(
+        False,
+        "compute Transformer blocks again on the way back: less memory, more time",
+    )
     precision: str = flag(
         "auto",
         "auto times a few steps and takes the fastest that is sound",

@@ -19,6 +19,8 @@ from tfllm.core.errors import UserError
 from tfllm.data.batching import BatchPlan
 from tfllm.data.columns import Columns
 from tfllm.data.pipeline_tf import dataset
+from tfllm.layers.recompute import recompute
+from tfllm.layers.transformer_block import TransformerBlock
 from tfllm.models.weights import matrix_parameters, set_weights, weights_of
 from tfllm.tasks.task import Task
 from tfllm.training import precision_tf
@@ -325,6 +327,10 @@ class Trainer:
             core = self.task.build_model(precision)
             self.prepare(core)
             freeze(core, config.freeze)
+            if config.gradient_checkpointing:
+                for layer in core._flatten_layers():
+                    if isinstance(layer, TransformerBlock):
+                        recompute(layer)
             optimizer = make_optimizer(
                 config.optimizer,
                 core.trainable_variables,

@@ -1,0 +1,93 @@
+"""Cross-entropy of a large vocabulary that never makes `[tokens, vocabulary]`.
+
+The logits of a language model are its largest tensor by far: 8 texts of 1,024 tokens
+over 50,257 words are 1.6 GB in float32, and the gradient as much again. Here they are
+made for a few hundred tokens at a time, in the forward pass and, once more, on the way
+back; what is kept is one number a token.
+"""
+
+from keras import ops
+
+
+def chunked_cross_entropy(hidden, matrix, targets, bias=None, chunk_size=1024):
+    """Losses of next tokens, in nats.
+
+    Args:
+        hidden: `[…, size]`, the last hidden states; their dtype is that of the matrix
+            products, sums are float32.
+        matrix: `[vocabulary, size]`: the output matrix, often the token embedding.
+        targets: int `[…]`, token ids; where there is no target any valid id will do
+            and the loss is to be masked.
+        bias: `[vocabulary]` or `None`.
+        chunk_size: Tokens whose logits exist at one time.
+
+    Returns:
+        float32 `[…]`.
+    """
+    size = hidden.shape[-1]
+    shape = ops.shape(targets)
+    flat = ops.reshape(hidden, (-1, size))
+    targets = ops.cast(ops.reshape(targets, (-1,)), "int32")
+    count = ops.shape(targets)[0]
+    chunks = (count + chunk_size - 1) // chunk_size
+    missing = chunks * chunk_size - count
+    flat = ops.reshape(ops.pad(flat, [[0, missing], [0, 0]]), (-1, chunk_size, size))
+    targets = ops.reshape(ops.pad(targets, [[0, missing]]), (-1, chunk_size))
+    matrix = ops.convert_to_tensor(matrix)
+    if bias is None:
+        bias = ops.zeros((matrix.shape[0],), "float32")
+    losses = _losses(flat, matrix, ops.convert_to_tensor(bias), targets)
+    return ops.reshape(ops.reshape(losses, (-1,))[:count], shape)
+
+
+def _losses(hidden, matrix, bias, targets):
+    vocabulary = matrix.shape[0]
+
+    def logits_of(part, weights, bias):
+        logits = ops.matmul(part, ops.transpose(weights))
+        return ops.cast(logits, "float32") + ops.cast(bias, "float32")
+
+    @ops.custom_gradient
+    def run(hidden, matrix, bias):
+        weights = ops.cast(matrix, hidden.dtype)
+
+        def forward(inputs):
+            part, target = inputs
+            logits = logits_of(part, weights, bias)
+            picked = ops.take_along_axis(logits, target[:, None], axis=-1)[:, 0]
+            return ops.logsumexp(logits, axis=-1) - picked
+
+        def gradient(*args, upstream=None):
+            upstream = args[0] if upstream is None else upstream
+
+            def backward(i, sums):
+                moved, matrix_sum, bias_sum = sums
+                part = hidden[i]
+                shares = ops.softmax(logits_of(part, weights, bias), axis=-1)
+                shares -= ops.one_hot(targets[i], vocabulary, dtype="float32")
+                shares *= upstream[i][:, None]
+                low = ops.cast(shares, part.dtype)
+                back = ops.matmul(low, weights)[None]
+                down = ops.cast(ops.matmul(ops.transpose(low), part), "float32")
+                return (
+                    ops.slice_update(moved, (i, 0, 0), back),
+                    matrix_sum + down,
+                    bias_sum + ops.sum(shares, axis=0),
+                )
+
+            start = (
+                ops.zeros_like(hidden),
+                ops.zeros(matrix.shape, "float32"),
+                ops.zeros(bias.shape, "float32"),
+            )
+            chunks = ops.shape(hidden)[0]
+            moved, *sums = ops.fori_loop(0, chunks, backward, start)
+            return (
+                moved,
+                ops.cast(sums[0], matrix.dtype),
+                ops.cast(sums[1], bias.dtype),
+            )
+
+        return ops.map(forward, (hidden, targets)), gradient
+
+    return run(hidden, matrix, bias)
