@@ -43,6 +43,7 @@ setup(
         "keras-nlp>=0.21",
         "tensorflow-text>=2.20",
         "tensorboard>=2.20",
+        "charset-normalizer>=3.3",
         "matplotlib>=3.8",
         "numpy>=1.26",
         "protobuf>=5.28",
