@@ -70,7 +70,7 @@ def main() -> int:
 
 def paths(patterns: list[str]) -> list[Path]:
     """The files that patterns name."""
-    files = [Path(name) for p in patterns for name in (sorted(glob.glob(p)) or [p])]
+    files = [Path(name) for p in patterns for name in (sorted(glob.glob(p)) or [p])]  # noqa: PTH207
     for file in files:
         if not file.is_file():
             raise UserError("there is no such file", file)

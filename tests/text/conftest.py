@@ -35,7 +35,7 @@ def trained(kind: str) -> Tokenizer:
     if variant in ("gpt2", "llama3", "qwen2"):
         options["pattern"] = variant
     elif variant == "plain":
-        return Tokenizer.train([t for t in TEXTS[:1]], kind, 500, lowercase=True)
+        return Tokenizer.train(TEXTS[:1], kind, 500, lowercase=True)
     elif variant == "clean":
         options["cleaning"] = Cleaning(html=True, lowercase=True, stop_words="en")
     elif variant:

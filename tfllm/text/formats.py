@@ -131,7 +131,7 @@ def _configured_roles(settings: dict) -> dict[str, str | None]:
     return roles
 
 
-# -- BERT and GPT-2 ----------------------------------------------------------------------
+# -- BERT and GPT-2 ------------------------------------------------------------------
 
 
 def _bert(tokens: list[str], lowercase: bool | None, settings: dict) -> dict:
@@ -163,7 +163,7 @@ def _gpt2(vocab: dict, path: Path) -> dict:
     return definition
 
 
-# -- SentencePiece -----------------------------------------------------------------------
+# -- SentencePiece -------------------------------------------------------------------
 
 
 def _fields(data: bytes) -> Iterable[tuple[int, int | bytes]]:
@@ -309,7 +309,7 @@ def _darts(charsmap: bytes) -> dict[str, str]:
     return found
 
 
-# -- llama2.c and GGUF -------------------------------------------------------------------
+# -- llama2.c and GGUF ---------------------------------------------------------------
 
 
 def _llama2c(data: bytes, path: Path) -> dict:

@@ -929,26 +929,42 @@ class Lattice(tf.Module):
 
 
 class Unigram(tf.Module):
-    """SentencePiece's unigram model over whole texts."""
+    """SentencePiece's unigram model over whole texts.
+
+    Where no piece goes across a space, a word that is one piece is looked up.
+    """
 
     def __init__(self, tokenizer: Tokenizer):
         super().__init__()
         definition, model = tokenizer.definition, tokenizer.definition["model"]
         if defs.pre_tokenizers(definition):
             raise UserError("unigram with a pre-tokenizer is not in the graph")
+        if model.get("byte_fallback"):
+            raise UserError("unigram with bytes is not in the graph")
         pieces = {t: (i, s) for i, (t, s) in enumerate(model["vocab"]) if t}
         lowest = min(score for _, score in model["vocab"])
         self.lattice = Lattice(pieces, model["unk_id"], lowest - 10.0)
-        if model.get("byte_fallback"):
-            raise UserError("unigram with bytes is not in the graph")
+        self.words = None
+        if defs.MARK in pieces and all(defs.MARK not in t[1:] for t in pieces):
+            single = [t for t in _single(tokenizer, pieces) if t[0] == defs.MARK]
+            self.words = StringTable({t: pieces[t][0] for t in single})
 
     def __call__(self, chars: Chars) -> Tokens:
         """Their tokens."""
-        edge = marked(chars.splits, chars.size)
-        every = tf.fill([chars.size], True)
-        starts, ids = self.lattice(chars, edge, every, edge)
+        size, starts = chars.size, marked(chars.splits, chars.size)
+        if self.words is None:
+            starts, ids = self.lattice(chars, starts, tf.fill([size], True), starts)
+        else:
+            starts |= tf.equal(chars.codes, ord(defs.MARK))
+            index = indices(starts)
+            found = self.words(chars.codes, tf.concat([index, [size]], 0))
+            word = tf.cumsum(tf.cast(starts, tf.int32)) - 1
+            inside = tf.gather(found < 0, word)
+            known = tf.scatter_nd(index[:, None], found, [size])
+            starts, ids = self.lattice(chars, starts, inside, starts)
+            ids = tf.where(inside, ids, known)
         index = indices(starts)
-        ends = tf.concat([index[1:], [chars.size]], 0) - 1
+        ends = tf.concat([index[1:], [size]], 0) - 1
         return tokens_at(chars, index, ends, tf.gather(ids, index))
 
 
@@ -1469,7 +1485,7 @@ class GraphTokenizer(tf.Module):
         return self._run(key, run, strings(first), strings(second))
 
     def encode_with_offsets(self, texts):
-        """Ids, starts and ends (in code points of the text), int32 ragged `[N, None]`."""
+        """Ids, starts, ends (in code points of the text): int32 ragged `[N, None]`."""
 
         def run(texts):
             tokens = self._tokens(texts, offsets=True)

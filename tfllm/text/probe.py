@@ -83,7 +83,7 @@ def mapped(steps: str) -> dict[int, tuple[int, ...]]:
         return table
     if any(is_literal):  # to ask the library about 95 of them is slow
         at = is_literal.index(True)
-        end = at + (is_literal[at:] + [False]).index(False)
+        end = at + [*is_literal[at:], False].index(False)
         parts = listed[:at], listed[at:end], listed[end:]
         table = {}
         for part in filter(None, parts):

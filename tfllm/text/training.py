@@ -256,7 +256,7 @@ def bpe_model(vocab: dict, merges: list, **changes) -> dict:
     return model | changes | {"vocab": vocab, "merges": merges}
 
 
-# -- byte-pair encoding and WordPiece ------------------------------------------------------
+# -- byte-pair encoding and WordPiece ------------------------------------------------
 
 # More text than this changes a vocabulary little, and what is counted is in memory: of
 # more, an even share is read.
@@ -323,7 +323,7 @@ def _wordpiece(stream, size, special, steps, min_frequency, lower):
     return bert_definition(vocab, steps, lower)
 
 
-# -- unigram -----------------------------------------------------------------------------
+# -- unigram -------------------------------------------------------------------------
 
 
 def _unigram(stream, size, special, steps, min_frequency, cleaning):
@@ -338,7 +338,10 @@ def _unigram(stream, size, special, steps, min_frequency, cleaning):
     steps.append(replacement(" ", defs.MARK))
     clean, counts = cleaner(steps), Counter()
     # Pieces do not go over spaces, nor over a change of script or kind.
-    parts = rf"{defs.MARK}?(?:\p{{Han}}+|[\p{{L}}\p{{M}}]+|\p{{N}}+|[^\p{{L}}\p{{M}}\p{{N}}{defs.MARK}]+)|{defs.MARK}"
+    parts = (
+        rf"{defs.MARK}?(?:\p{{Han}}+|[\p{{L}}\p{{M}}]+|\p{{N}}+|"
+        rf"[^\p{{L}}\p{{M}}\p{{N}}{defs.MARK}]+)|{defs.MARK}"
+    )
     find = regex.compile(parts).findall
     for text in stream.read(LIMITS["unigram"]):
         counts.update(find(clean(text)))
@@ -535,7 +538,7 @@ def _found(pattern: str) -> dict:
 
 
 def read_dictionary(source: str | Path | Mapping[str, float]) -> dict[str, float]:
-    """Words with frequencies: a mapping, or a file of `word [frequency [tag]]` lines."""
+    """Words with frequencies: a mapping, or a file of lines `word frequency tag`."""
     if isinstance(source, Mapping):
         return {word: float(n) for word, n in source.items() if word}
     words = {}

@@ -21,11 +21,11 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 # In place of this folder, where this file would hide the library of the same name.
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-import tensorflow as tf
+import tensorflow as tf  # noqa: E402
 
-from tfllm.core.console import table
-from tfllm.text import Tokenizer
-from tfllm.text.training import KINDS, Stream
+from tfllm.core.console import table  # noqa: E402
+from tfllm.text import Tokenizer  # noqa: E402
+from tfllm.text.training import KINDS, Stream  # noqa: E402
 
 BATCH, SIZE = 256, 8000
 
