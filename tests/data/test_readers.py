@@ -148,12 +148,25 @@ def test_labels_of_every_kind(tmp_path):
     assert [r["label"] for r in read(write(tmp_path, lines)).rows] == [2.0, 2.5]
     lines = '{"text": "a", "label": 0}\n{"text": "b", "label": 1}\n'
     assert [r["label"] for r in read(write(tmp_path, lines)).rows] == ["0", "1"]
-    lines = "__label__x __label__y a b\n__label__x c\n"
-    assert [r["label"] for r in read(write(tmp_path, lines)).rows] == [["x", "y"], "x"]
     trec = "NUM:dist How far ?\nNUM:date When ?\nHUM:ind Who ?\n" * 3
     path = write(tmp_path, trec)
     assert [r["label"] for r in read(path).rows][:3] == ["NUM", "NUM", "HUM"]
-    assert read(path, fine_labels=True).rows[0]["label"] == "NUM:dist"
+
+
+def test_a_dash_is_no_gold_label(tmp_path):
+    head = "gold_label\tsentence1\tsentence2\n"
+    rows = [
+        f"{'-' if i % 9 == 0 else 'yes' if i % 2 else 'no'}\ta {i}\tb {i}\n"
+        for i in range(90)
+    ]
+    path = write(tmp_path, head + "".join(rows))
+    records = read(path)
+    assert (len(records), records.unlabelled, records.bad) == (80, 10, [])
+    assert {row["label"] for row in records.rows} == {"yes", "no"}
+    assert "10 without a label left out" in records.description
+    assert "label" not in read(path, labels=False).rows[0]
+    path = write(tmp_path, "text\tlabel\n" + "bad\t-\ngood\t+\n" * 4)
+    assert {row["label"] for row in read(path).rows} == {"-", "+"}  # here it is one
 
 
 def test_class_names_lie_beside(tmp_path):
@@ -265,8 +278,8 @@ def test_lists_globs_samples_and_hashes(tmp_path):
     assert [f["rows"] for f in records.files] == [50, 50]
     assert records.files[0]["sha256"] != records.files[1]["sha256"]
     assert read([tmp_path / "b", tmp_path / "a"]).rows[0]["text"] == "b 0"
-    some = read(str(tmp_path / "*"), max_samples=10)
-    assert some.rows == read(str(tmp_path / "*"), max_samples=10).rows
+    some = records.take(10)
+    assert some.rows == read(str(tmp_path / "*")).take(10).rows
     assert len(some) == 10
     assert {row["text"][0] for row in some.rows} == {"a", "b"}  # not just the first
     with pytest.raises(UserError, match=r"no such file.*Did you mean 'a'"):

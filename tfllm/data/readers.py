@@ -10,7 +10,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tfllm.core.errors import UserError, did_you_mean
@@ -47,6 +47,7 @@ class Records:
         encoding: As Python names it.
         columns: role (`text`, `text_pair`, `label`) → the name or number of the column.
         bad: (file, line, reason) of rows that were left out.
+        unlabelled: Rows left out whose `gold_label` is `-`: no label (SNLI).
         files: `path`, `sha256` of its bytes and number of `rows` of each file.
     """
 
@@ -55,6 +56,7 @@ class Records:
     encoding: str = "utf-8"
     columns: dict = field(default_factory=dict)
     bad: list[tuple[str, int, str]] = field(default_factory=list)
+    unlabelled: int = 0
     files: list[dict] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -65,8 +67,16 @@ class Records:
         """One line: how many rows, what was detected."""
         columns = ", ".join(f"{role}={name}" for role, name in self.columns.items())
         found = [f"{len(self.rows):,} rows", self.format, self.encoding, columns]
-        bad = f"{len(self.bad)} bad rows left out" if self.bad else ""
-        return ", ".join(filter(None, [*found, bad]))
+        found += [f"{len(self.bad)} bad rows left out"] * bool(self.bad)
+        found += [f"{self.unlabelled} without a label left out"] * bool(self.unlabelled)
+        return ", ".join(filter(None, found))
+
+    def take(self, limit: int | None) -> "Records":
+        """At most `limit` rows, drawn at random but always the same, in file order."""
+        if limit is None or limit >= len(self):
+            return self
+        chosen = sorted(shuffled(len(self), seed=0)[:limit])
+        return replace(self, rows=[self.rows[i] for i in chosen])
 
 
 @dataclass
@@ -79,8 +89,8 @@ class _File:
     part: str | None
     split: str | None
     labels: bool
-    fine_labels: bool
     bad: list = field(default_factory=list)
+    unlabelled: int = 0
     found: dict = field(default_factory=dict)  # role → column used
 
     def __post_init__(self):
@@ -101,10 +111,8 @@ def read(
     text_column: str | None = None,
     pair_column: str | None = None,
     label_column: str | None = None,
-    max_samples: int | None = None,
     split: str | None = None,
     labels: bool = True,
-    fine_labels: bool = False,
     encoding: str | None = None,
 ) -> Records:
     """Reads files of labelled text.
@@ -114,11 +122,9 @@ def read(
             part of a JSON file that holds several (`PART+PART` takes both).
         text_column, pair_column, label_column: A name in the header or a number from 1;
             detected when absent.
-        max_samples: Take so many rows at random, always the same ones, in file order.
         split: `train`, `validation` or `test`: which part of a file with several
             parts is meant when the path does not say.
         labels: `False` for texts alone: a label is optional, plain lines are accepted.
-        fine_labels: Of labels as `COARSE:fine` (TREC) take the whole; else the coarse.
         encoding: Instead of what the content shows.
 
     Raises:
@@ -129,12 +135,13 @@ def read(
     whole, formats, encodings = Records([]), [], []
     for path, part in expand(paths):
         text, name, raw = decode(path, encoding)
-        file = _File(path, text, columns, part, split, labels, fine_labels)
+        file = _File(path, text, columns, part, split, labels)
         if not text.strip():
             raise file.error("the file is empty")
         rows, form = _parse(file)
         whole.rows += rows
         whole.bad += [(str(path), line, reason) for line, reason in file.bad]
+        whole.unlabelled += file.unlabelled
         whole.columns |= file.found
         record = {"path": str(path), "sha256": sha256(raw), "rows": len(rows)}
         whole.files.append(record)
@@ -143,9 +150,6 @@ def read(
     whole.format = ", ".join(dict.fromkeys(formats))
     whole.encoding = ", ".join(dict.fromkeys(encodings))
     check_bad_rows(whole)
-    if max_samples is not None and max_samples < len(whole.rows):
-        chosen = sorted(shuffled(len(whole.rows), 0)[: max(max_samples, 0)])
-        whole.rows = [whole.rows[i] for i in chosen]
     return whole
 
 
@@ -207,6 +211,11 @@ def _checked(file: _File, raw_rows) -> Iterator[dict]:
     ids = names and all(re.fullmatch(r"\s*\d{1,9}\s*", str(x)) for *_, x in raw_rows)
     numbers = any(isinstance(label, float) for *_, label in raw_rows)
     for line, text, pair, label in raw_rows:
+        if label == "-" and str(file.found.get("label")).lower() == "gold_label":
+            label = None
+            if file.labels:
+                file.unlabelled += 1
+                continue
         texts = [text] if pair is None else [text, pair]
         reason = None
         if not all(isinstance(one, str) for one in texts):
@@ -247,33 +256,12 @@ def _class_names(file: _File) -> list[str] | None:
 
 def _json(file: _File):
     """JSON lines, an array of objects, or an object of several such arrays."""
-    start = file.text.lstrip()[:1]
-    if start not in ("{", "["):
+    if file.text.lstrip()[:1] not in ("{", "["):
         return None
     try:
         whole = json.loads(file.text)
-    except RecursionError:
-        raise file.error("damaged JSON (nested too deeply)") from None
-    except ValueError as error:
-        damaged = file.error(
-            f"damaged JSON ({error})", line=getattr(error, "lineno", 1)
-        )
-        lines = list(file.numbered())
-        objects = sum(line.lstrip().startswith("{") for _, line in lines)
-        if objects < 0.5 * len(lines):
-            # Plain text may begin with a bracket too.
-            if "\t" in lines[0][1] or not re.match(r'\s*[\[{]\s*["\[{]', file.text):
-                return None
-            raise damaged from None
-        items = []
-        for number, line in lines:
-            try:
-                items.append((number, json.loads(line)))
-            except (ValueError, RecursionError) as wrong:
-                file.bad.append((number, f"not JSON ({wrong})"))
-        if not items:
-            raise damaged from None
-        return _json_items(file, items), "JSON lines"
+    except (ValueError, RecursionError) as error:
+        return _json_lines(file, error)
     form = "JSON"
     if isinstance(whole, dict) and all(isinstance(v, list) for v in whole.values()):
         part = _choose_part(file, whole)
@@ -282,6 +270,23 @@ def _json(file: _File):
     elif isinstance(whole, dict):
         whole, form = [whole], "JSON lines"
     return _json_items(file, list(enumerate(whole, 1))), form
+
+
+def _json_lines(file: _File, error: Exception):
+    items, bad = [], []
+    for number, line in file.numbered():
+        try:
+            items.append((number, json.loads(line)))
+        except (ValueError, RecursionError) as wrong:
+            bad.append((number, f"not JSON ({wrong})"))
+    if len(items) < len(bad):
+        # Plain text may begin with a bracket too.
+        first = file.text.lstrip().partition("\n")[0]
+        if "\t" in first or not re.match(r'[\[{]\s*["\[{]', first):
+            return None
+        raise file.error(f"damaged JSON ({error})", line=getattr(error, "lineno", 1))
+    file.bad += bad
+    return _json_items(file, items), "JSON lines"
 
 
 def _choose_part(file: _File, parts: dict) -> str:
@@ -393,35 +398,28 @@ def _split(line: str, delimiter: str) -> list[str]:
 
 def _rows(file: _File, delimiter: str) -> list[tuple[int, list[str]]]:
     """(line, cells); quotes are taken as such only where all are well-formed."""
-    if delimiter == "\t":
-        rows = [(number, line.split("\t")) for number, line in file.numbered()]
-        widths = Counter(len(cells) for _, cells in rows)
-        quoted = [c for _, cells in rows for c in cells if c[:1] == '"']
-        well = all(re.fullmatch(r'"(?:[^"]|"")*"', cell) for cell in quoted)
-        if widths.most_common(1)[0][1] > 0.98 * len(rows):
-            if quoted and well:
-                rows = [(n, [_unquote(c) for c in cells]) for n, cells in rows]
-            return rows
-        if not quoted:
-            return rows
-    limit = csv.field_size_limit(2**31 - 1)
+    tab = delimiter == "\t"
+    plain = [
+        (number, line.split("\t") if tab else _split(line, delimiter))
+        for number, line in file.numbered()
+    ]
+    rows, before, limit = [], 0, csv.field_size_limit(2**31 - 1)
     try:
         lines = (line + "\n" for line in file.lines)
         reader = csv.reader(lines, delimiter=delimiter, strict=True)
-        rows, before = [], 0
         for cells in reader:
             if any(cell.strip() for cell in cells):
                 rows.append((before + 1, cells))
             before = reader.line_num
-        return rows
     except csv.Error:  # a quote that is no quote: a line is a row
-        return [(n, _split(line, delimiter)) for n, line in file.numbered()]
+        return plain
     finally:
         csv.field_size_limit(limit)
-
-
-def _unquote(cell: str) -> str:
-    return cell[1:-1].replace('""', '"') if cell[:1] == '"' else cell
+    # Two quotes that begin cells far apart would swallow the lines between them.
+    regular = Counter(len(cells) for _, cells in plain).most_common(1)[0][1]
+    if tab and len(rows) < len(plain) and regular > 0.98 * len(plain):
+        return plain
+    return rows
 
 
 def _named_roles(names: list) -> dict[str, int]:
@@ -514,31 +512,19 @@ def _guess_roles(sample: list[list], taken: dict[str, int]) -> dict[str, int]:
 
 
 def _prefixed(file: _File):
-    """`LABEL text` (TREC: `COARSE:fine text`) and fastText's `__label__a text`."""
-    pairs = [(n, *line.strip().partition(" ")[::2]) for n, line in file.numbered()]
-    firsts = [first for _, first, _ in pairs]
-    if sum(f.startswith("__label__") for f in firsts) > 0.9 * len(firsts):
-        file.found |= {"text": "rest of the line", "label": "__label__"}
-
-        def rows():
-            for number, line in file.numbered():
-                labels, words = [], line.split()
-                while words and words[0].startswith("__label__"):
-                    labels.append(words.pop(0).removeprefix("__label__"))
-                one = labels[0] if len(labels) == 1 else labels or None
-                yield number, " ".join(words), None, one
-
-        return rows(), "fastText"
-    shaped = sum(bool(re.fullmatch(r"[A-Z]+(:\w+)?|\d{1,3}", f)) for f in firsts)
-    if not file.labels or shaped < 0.95 * len(firsts):
+    """`LABEL text`, `COARSE:fine text` (TREC), `__label__a text` (fastText)."""
+    rows = [(n, *line.strip().partition(" ")[::2]) for n, line in file.numbered()]
+    firsts = [first for _, first, _ in rows]
+    shape = re.compile(r"[A-Z]+(:\w+)?|\d{1,3}|__label__.+")
+    shaped = sum(bool(shape.fullmatch(first)) for first in firsts)
+    if not file.labels or shaped < 0.95 * len(rows):
         return None
-    if len(set(firsts)) > max(2, len(firsts) / 2):
+    if len(set(firsts)) > max(2, len(rows) / 2):
         return None
-    cut = not file.fine_labels
     file.found |= {"text": "rest of the line", "label": "first word"}
     rows = [
-        (n, text, None, first.split(":")[0] if cut else first)
-        for n, first, text in pairs
+        (n, text, None, first.removeprefix("__label__").split(":")[0])
+        for n, first, text in rows
     ]
     return rows, "LABEL text"
 

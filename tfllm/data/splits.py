@@ -8,7 +8,6 @@ from tfllm.core.errors import UserError
 from tfllm.core.files import sha256
 from tfllm.data import samples
 from tfllm.data.doctor import drop_duplicates, drop_leaked, text_key
-from tfllm.data.order import shuffled
 from tfllm.data.readers import Records, read
 
 # A split that has no file is held out from the training rows: this share of them, but
@@ -83,7 +82,7 @@ def load_splits(flags: DataFlags, sample: str, seed: int = 0) -> dict[str, Recor
         splits["train"] = drop_leaked(splits["train"], others)
     limits = {"train": flags.max_train_samples}
     return {
-        name: take(splits[name], limits.get(name, flags.max_eval_samples))
+        name: splits[name].take(limits.get(name, flags.max_eval_samples))
         for name in ("train", "validation", "test")
     }
 
@@ -105,11 +104,3 @@ def hold_out(records: Records, seed: object = 0) -> tuple[Records, Records]:
     )
     rest, held = (replace(records, rows=rows, bad=[]) for rows in parts)
     return replace(rest, bad=records.bad), held
-
-
-def take(records: Records, limit: int | None) -> Records:
-    """At most `limit` rows, drawn at random but always the same, in file order."""
-    if limit is None or limit >= len(records):
-        return records
-    chosen = sorted(shuffled(len(records), seed=0)[:limit])
-    return replace(records, rows=[records.rows[i] for i in chosen])
