@@ -132,6 +132,14 @@ def test_pairs_and_named_columns(tmp_path):
     assert read(write(tmp_path, guessed)).columns["text_pair"] == "2"
 
 
+def test_what_is_known_guides_what_is_guessed(tmp_path):
+    rows = "".join(f"{i % 2}\ta text {i}\thttp://example.org/{i}\n" for i in range(8))
+    path = write(tmp_path, "y\ttext\turl\n" + rows)
+    assert read(path).columns == {"text": "text", "label": "y"}  # the URL is no pair
+    two = "class_of_it\tc\n" + "".join(f"{i % 2}\ta text {i}\n" for i in range(8))
+    assert read(write(tmp_path, two), text_column="c").columns["label"] == "class_of_it"
+
+
 def test_quotes_over_several_lines_and_line_numbers(tmp_path):
     text = 'text,label\n"one\ntwo",a\nthree,b\n"a ""b"" c",a\n'
     records = read(write(tmp_path, text))

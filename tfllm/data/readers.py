@@ -307,29 +307,31 @@ def _choose_part(file: _File, parts: dict) -> str:
 
 
 def _json_items(file: _File, items: list):
-    pairs = [item for _, item in items if isinstance(item, list)]
-    if len(pairs) > 0.5 * len(items):  # [text, label] as CLINC150 has them
-        file.found |= {"text": "1", "label": "2"}
-        for number, item in items:
-            if isinstance(item, list) and len(item) == 2:
-                yield number, item[0], None, item[1]
-            else:
-                file.bad.append((number, "not [text, label]"))
-        return
-    objects = [item for _, item in items if isinstance(item, dict)]
-    keys = list(dict.fromkeys(key for item in objects[:1000] for key in item))
-    roles = _roles(file, keys, [[item.get(k) for k in keys] for item in objects[:2000]])
-    text, pair, label = (
-        keys[roles[role]] if role in roles else None for role in file.columns
-    )
+    kind, what = dict, "a JSON object"
+    if sum(isinstance(item, list) for _, item in items) > 0.5 * len(items):
+        kind, what = list, "[text, label]"  # as CLINC150 has them
+    good = []
     for number, item in items:
-        if not isinstance(item, dict):
-            file.bad.append((number, "not a JSON object"))
-        elif text not in item:
-            file.bad.append((number, f"no '{text}'"))
+        if isinstance(item, kind) and (kind is dict or len(item) == 2):
+            good.append((number, item))
         else:
-            second = None if pair is None else item.get(pair) or ""
-            yield number, item[text], second, item.get(label)
+            file.bad.append((number, f"not {what}"))
+    if kind is list:
+        defaults = {"text": "1", "label": "2"}
+        file.columns |= {k: file.columns[k] or v for k, v in defaults.items()}
+        return _assigned(file, ["1", "2"], good)
+    keys = list(dict.fromkeys(key for _, item in good[:1000] for key in item))
+    return _assigned(file, keys, [(n, [item.get(k) for k in keys]) for n, item in good])
+
+
+def _assigned(file: _File, names: list[str], rows: list[tuple[int, list]]):
+    """Rows of cells as (line, text, pair, label)."""
+    roles = _roles(file, names, [cells for _, cells in rows[:2000]])
+    for number, cells in rows:
+        found = (cells[roles[role]] if role in roles else None for role in file.columns)
+        text, pair, label = found
+        text = "" if text is None else text
+        yield number, text, "" if pair is None and "text_pair" in roles else pair, label
 
 
 def _parallel(file: _File):
@@ -337,10 +339,10 @@ def _parallel(file: _File):
     if file.path.name not in ("seq.in", "seq.in.gz"):
         return None
     beside = [p for p in map(file.path.with_name, ("label", "label.gz")) if p.exists()]
+    if not beside and file.labels:
+        raise file.error("there is no file 'label' beside it")
     if not beside:
-        if file.labels:
-            raise file.error("there is no file 'label' beside it")
-        return ((n, line, None, None) for n, line in file.numbered()), "lines"
+        return None
     texts = file.text.rstrip("\n").split("\n")
     labels = decode(beside[0])[0].rstrip("\n").split("\n")
     if len(texts) != len(labels):
@@ -377,19 +379,16 @@ def _table(file: _File):
         if not rows:
             raise file.error("there is a header and nothing below it")
     width = len(names) or common
-    good = [row for _, row in rows if len(row) == width]
-    roles = _roles(file, names or [str(i + 1) for i in range(width)], good[:2000])
-
-    def pick():
-        for number, row in rows:
-            if len(row) != width:
-                file.bad.append((number, f"{len(row)} fields instead of {width}"))
-                continue
-            cells = [row[roles[r]] if r in roles else None for r in file.columns]
-            yield number, *cells
-
+    good = []
+    for number, row in rows:
+        if len(row) == width:
+            good.append((number, row))
+        else:
+            file.bad.append((number, f"{len(row)} fields instead of {width}"))
     form = "TSV" if delimiter == "\t" else "CSV"
-    return pick(), f"{form} {'with' if headed else 'without'} header"
+    names = names or [str(i + 1) for i in range(width)]
+    form += f" {'with' if headed else 'without'} header"
+    return _assigned(file, names, good), form
 
 
 def _split(line: str, delimiter: str) -> list[str]:
@@ -468,12 +467,12 @@ def _roles(file: _File, names: list[str], sample: list[list]) -> dict[str, int]:
         else:
             fix = did_you_mean(name, names) or f"It has {', '.join(names)}."
             raise file.error(f"there is no column '{name}'", fix)
-    for guess in (_named_roles(names), _guess_roles(sample, roles)):
-        taken = set(roles.values())
-        new = {k: v for k, v in guess.items() if k not in roles and v not in taken}
-        if "text" in roles and guess.get("text") != roles["text"]:
-            new.pop("text_pair", None)  # of another text
-        roles |= new
+    named = _named_roles(names)
+    if "text" in roles and named.get("text") != roles["text"]:
+        named.pop("text_pair", None)  # of another text
+    taken = set(roles.values())
+    roles |= {k: v for k, v in named.items() if k not in roles and v not in taken}
+    roles = _guess_roles(sample, roles)
     for role in ("text", "label") if file.labels else ("text",):
         if role not in roles:
             what = f"there is no {role} column among {', '.join(names)}"
@@ -482,32 +481,37 @@ def _roles(file: _File, names: list[str], sample: list[list]) -> dict[str, int]:
     return roles
 
 
-def _guess_roles(sample: list[list], taken: dict[str, int]) -> dict[str, int]:
-    """Role → column by content: labels come again and are short, texts are long."""
-    facts = []
+def _guess_roles(sample: list[list], known: dict[str, int]) -> dict[str, int]:
+    """Adds what is not known by content: labels come again, texts are long.
+
+    A second text is looked for only where the first one is not known either: beside a
+    known one, any long column would look like it.
+    """
+    distinct, size, words, labels, roles = {}, {}, {}, [], dict(known)
     for column, cells in enumerate(zip(*sample, strict=True)):
+        if column in known.values():
+            continue
         cells = ["" if cell is None else str(cell).strip() for cell in cells]
-        distinct, size = len(set(cells)), sum(map(len, cells)) / len(cells)
+        distinct[column], size[column] = len(set(cells)), sum(map(len, cells))
         numeric = sum(bool(re.fullmatch(r"[-\d.:/]*", cell)) for cell in cells)
-        words = size * distinct * (numeric < 0.5 * len(cells))
-        full = sum(map(bool, cells)) > 0.9 * len(cells)
-        if column not in taken.values():
-            facts.append((column, distinct, size, words, full))
-    texts = sorted((fact for fact in facts if fact[3]), key=lambda fact: -fact[3])
-    if not texts:
-        return {}
-    roles = dict(taken)
-    roles.setdefault("text", texts[0][0])
-    labels = [fact for fact in facts if fact[4] and fact[0] != roles["text"]]
-    labels = [fact for fact in labels if fact[1] > 1] or labels  # not a constant
-    if labels and "label" not in roles:
-        roles["label"] = min(labels, key=lambda fact: fact[1:3])[0]
-    rest = [fact for fact in texts if fact[0] not in roles.values()]
-    if rest and rest[0][1] > 0.3 * len(sample) and rest[0][2] >= 5:
-        first, second = sorted((roles["text"], rest[0][0]))
-        if "text" in taken:
-            first, second = roles["text"], rest[0][0]
-        roles |= {"text": first, "text_pair": second}
+        if numeric < 0.5 * len(cells):
+            words[column] = size[column] * distinct[column]
+        if sum(map(bool, cells)) > 0.9 * len(cells):
+            labels.append(column)
+    texts = sorted(words, key=words.get, reverse=True)
+    if "text" not in known and texts:
+        roles["text"] = texts[0]
+    labels = [column for column in labels if column != roles.get("text")]
+    labels = [column for column in labels if distinct[column] > 1] or labels
+    if "label" not in known and labels:
+        roles["label"] = min(
+            labels, key=lambda column: (distinct[column], size[column])
+        )
+    others = [column for column in texts if column not in roles.values()]
+    if "text" not in known and others:
+        other, rows = others[0], len(sample)
+        if distinct[other] > 0.3 * rows and size[other] >= 5 * rows:
+            roles["text"], roles["text_pair"] = sorted((roles["text"], other))
     return roles
 
 
