@@ -60,7 +60,7 @@ def test_a_damaged_cache_is_made_anew(own_cache, damage, capsys):
     calls = []
     cached_columns({"x": 1}, make(calls))
     (folder,) = own_cache.iterdir()
-    file = folder / ("entry.json" if damage == "json" else "0-values.npy")
+    file = folder / ("entry.json" if damage == "json" else "token_ids.values.npy")
     content = bytearray(file.read_bytes())
     if damage == "flip":
         content[-1] ^= 1

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import zlib
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from tfllm.core.files import atomic_directory, cache_directory, sha256
 from tfllm.data.columns import Columns, Ragged
 
 LIMIT_BYTES = 20 * 2**30
-_VERSION = 1  # of the layout on disk
+_VERSION = 2  # of the layout on disk
 
 
 def cached_columns(key_parts: dict, build: Callable[[], Columns]) -> Columns:
@@ -70,37 +71,40 @@ def trim(limit_bytes: int = LIMIT_BYTES, keep: Path | None = None) -> None:
 
 def _save(columns: Columns, folder: Path) -> None:
     with atomic_directory(folder) as new:
-        entry = {"columns": {}, "checksums": {}}
-        for number, (name, column) in enumerate(columns.items()):
+        checksums = {}
+        for name, column in columns.items():
             ragged = isinstance(column, Ragged)
-            parts = column._asdict() if ragged else {"dense": column}
-            entry["columns"][name] = {}
-            for part, array in parts.items():
-                file = f"{number}-{part}.npy"
-                np.save(new / file, np.asarray(array), allow_pickle=False)
-                entry["columns"][name][part] = file
-                entry["checksums"][file] = _checksum(new / file)
-        (new / "entry.json").write_text(json.dumps(entry), encoding="utf-8")
+            for part, array in (
+                column._asdict() if ragged else {"dense": column}
+            ).items():
+                file = new / f"{name}.{part}.npy"
+                np.save(file, np.asarray(array), allow_pickle=False)
+                checksums[file.name] = _checksum(file)
+        (new / "entry.json").write_text(json.dumps(checksums), encoding="utf-8")
 
 
 def _load(folder: Path) -> Columns | None:
     """The entry, or `None` where it is missing or damaged."""
     try:
-        entry = json.loads((folder / "entry.json").read_text(encoding="utf-8"))
-        for file, checksum in entry["checksums"].items():
+        checksums = json.loads((folder / "entry.json").read_text(encoding="utf-8"))
+        found = defaultdict(dict)
+        for file, checksum in checksums.items():
             if _checksum(folder / file) != checksum:
                 raise ValueError(f"{file} was changed")
-        columns = {}
-        for name, parts in entry["columns"].items():
-            arrays = {k: _open(folder / file) for k, file in parts.items()}
-            columns[name] = Ragged(**arrays) if "values" in arrays else arrays["dense"]
+            name, part, _ = file.rsplit(".", 2)
+            found[name][part] = _open(folder / file)
         os.utime(folder / "entry.json")
-        return Columns(columns)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, AttributeError) as error:
         console.warn(f"a damaged entry of the token cache is made anew ({error})")
         return None
+    return Columns(
+        {
+            name: parts["dense"] if "dense" in parts else Ragged(**parts)
+            for name, parts in found.items()
+        }
+    )
 
 
 def _open(path: Path) -> np.ndarray:
@@ -112,8 +116,4 @@ def _open(path: Path) -> np.ndarray:
 
 def _checksum(path: Path) -> int:
     """CRC-32, about a second for 2 GB: it guards against accidents, not attackers."""
-    value = 0
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            value = zlib.crc32(block, value)
-    return value
+    return zlib.crc32(np.memmap(path, np.uint8, "r"))

@@ -38,13 +38,6 @@ class Ragged(NamedTuple):
         """One row."""
         return self.values[self.offsets[index] : self.offsets[index + 1]]
 
-    def take(self, indices: np.ndarray) -> "Ragged":
-        """The rows at `indices`, in that order."""
-        indices = np.asarray(indices, np.int64)
-        starts, lengths = self.offsets[indices], self.lengths[indices]
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
-        return Ragged(self.values[_spans(starts, lengths)], offsets)
-
 
 class Columns:
     """Equal-length columns of `n` examples.
@@ -65,15 +58,19 @@ class Columns:
         if len(set(sizes.values())) != 1:
             raise ValueError(f"columns of different lengths: {sizes}")
         self._size = next(iter(sizes.values()))
+        # Decided for all rows at once: a batch's keys must not depend on its rows.
+        main = next(iter(self.ragged.values()), None)
+        self._masked = {
+            name
+            for name, column in self.ragged.items()
+            if column is main or not np.array_equal(column.offsets, main.offsets)
+        }
 
     def __len__(self) -> int:
         return self._size
 
     def __getitem__(self, name: str) -> Ragged | np.ndarray:
         return self.ragged[name] if name in self.ragged else self.dense[name]
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.ragged or name in self.dense
 
     def items(self) -> Iterable[tuple[str, Ragged | np.ndarray]]:
         """Name and column, ragged ones first."""
@@ -84,14 +81,6 @@ class Columns:
         """int64 [n]: the longest of an example's ragged columns, or 1."""
         parts = [column.lengths for column in self.ragged.values()]
         return np.maximum.reduce(parts) if parts else np.ones(len(self), np.int64)
-
-    def take(self, indices) -> "Columns":
-        """The examples at `indices`, in that order, as new columns."""
-        indices = np.asarray(indices)
-        if indices.dtype == bool:
-            indices = np.flatnonzero(indices)
-        dense = {k: v[indices] for k, v in self.dense.items()}
-        return Columns({k: v.take(indices) for k, v in self.ragged.items()} | dense)
 
     def gather(
         self, micro: Micro, pad_values: Mapping[str, float] | None = None
@@ -117,25 +106,22 @@ class Columns:
         pad_values, batch = pad_values or {}, {}
         rows, length = micro.num_rows, micro.length
         room = length - micro.starts
-        main = main_targets = None
+        main = None
         for name, column in self.ragged.items():
             begins = column.offsets[micro.indices]
             counts = np.minimum(column.offsets[micro.indices + 1] - begins, room)
-            new = main is None or not np.array_equal(counts, main)
-            # Equal counts do not mean equal offsets: only the targets are shared.
-            if new:
-                targets = _spans(micro.rows * length + micro.starts, counts)
+            targets = _spans(micro.rows * length + micro.starts, counts)
+            if name in self._masked:
                 mask = np.zeros(rows * length, np.int32)
                 mask[targets] = 1
                 key = "padding_mask" if main is None else f"{name}_mask"
                 batch[key] = mask.reshape(rows, length)
+            main = main or (counts, targets)
             values = column.values[_spans(begins, counts)]
-            shape = (rows * length, *values.shape[1:])
-            filled = np.full(shape, pad_values.get(name, 0), _plain(values.dtype))
-            filled[targets if new else main_targets] = values
-            batch[name] = filled.reshape(rows, length, *values.shape[1:])
-            if main is None:
-                main, main_targets = counts, targets
+            inner = values.shape[1:]
+            filled = _filled((rows * length, *inner), pad_values.get(name, 0), values)
+            filled[targets] = values
+            batch[name] = filled.reshape(rows, length, *inner)
         batch["weight"] = np.zeros(rows, np.float32)
         batch["weight"][micro.rows] = 1
         if micro.slots == 0:
@@ -147,7 +133,7 @@ class Columns:
             numbers = np.arange(len(micro.rows)) - firsts
             where, shape = (micro.rows, numbers), (rows, micro.slots)
             if main is not None:
-                batch |= _packed(main, main_targets, numbers, rows, length)
+                batch |= _packed(*main, numbers, rows, length)
             if self.dense:
                 batch["slot_starts"] = np.zeros(shape, np.int32)
                 batch["slot_starts"][where] = micro.starts
@@ -155,9 +141,8 @@ class Columns:
                 batch["slot_weight"][where] = 1
         for name, column in self.dense.items():
             full = (*shape, *column.shape[1:])
-            filled = np.full(full, pad_values.get(name, 0), _plain(column.dtype))
-            filled[where] = column[micro.indices]
-            batch[name] = filled
+            batch[name] = _filled(full, pad_values.get(name, 0), column)
+            batch[name][where] = column[micro.indices]
         return batch
 
 
@@ -176,5 +161,7 @@ def _spans(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return np.repeat(starts - ends + counts, counts) + np.arange(total)
 
 
-def _plain(dtype: np.dtype) -> type:
-    return np.float32 if np.issubdtype(dtype, np.floating) else np.int32
+def _filled(shape: tuple, value: float, like: np.ndarray) -> np.ndarray:
+    """Floats as float32, all other numbers as int32."""
+    floats = np.issubdtype(like.dtype, np.floating)
+    return np.full(shape, value, np.float32 if floats else np.int32)

@@ -287,6 +287,7 @@ def _describe(report: Report, name: str, records: Records, lengths) -> None:
     facts["rows"], facts["labels"] = len(records), dict(Counter(classes).most_common())
     facts |= {"format": records.format, "encoding": records.encoding}
     facts |= {"columns": records.columns, "files": records.files}
+    facts["unlabelled"] = records.unlabelled
     bad = [f"{Path(file).name}:{line}: {why}" for file, line, why in records.bad]
     report.add("bad_rows", name, records.bad, "left out as bad", bad)
     unit = "characters" if lengths is None else "tokens"

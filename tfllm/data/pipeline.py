@@ -1,7 +1,6 @@
-"""Batches as NumPy dicts, without TensorFlow; and how long a loop waits for them."""
+"""Batches as NumPy dicts, without TensorFlow."""
 
-import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import count
 
 import numpy as np
@@ -30,33 +29,3 @@ def batches(
     for step in steps:
         for micro in plan.step(step):
             yield columns.gather(micro, pad_values)
-
-
-class Waiting:
-    """Iterates over `iterable` and measures the time its consumer waits for it.
-
-    Attributes:
-        seconds: Time spent inside `next` since the last `share()`.
-    """
-
-    def __init__(self, iterable: Iterable):
-        self._iterable = iterable
-        self.seconds, self._since = 0.0, time.perf_counter()
-
-    def __iter__(self) -> Iterator:
-        iterator = iter(self._iterable)
-        while True:
-            asked = time.perf_counter()
-            try:
-                item = next(iterator)
-            except StopIteration:
-                return
-            self.seconds += time.perf_counter() - asked
-            yield item
-
-    def share(self) -> float:
-        """The share (0 to 1) of the time since the last call that was waiting."""
-        now = time.perf_counter()
-        share = self.seconds / max(now - self._since, 1e-9)
-        self.seconds, self._since = 0.0, now
-        return min(share, 1.0)
