@@ -1124,7 +1124,8 @@ class BytePair(tf.Module):
         earliest = np.full(max(vocab.values()) + 1, len(table))
         np.minimum.at(earliest, table[:, 0], order)
         np.minimum.at(earliest, table[:, 1], order)
-        self.at_once = tf.constant(earliest[table[:, 2]] > order)
+        at_once = earliest[table[:, 2]] > order
+        self.at_once = None if at_once.all() else tf.constant(at_once)
         whole = text if model.get("ignore_merges") else _single(tokenizer, text)
         known = {}
         for token in whole:
@@ -1228,17 +1229,21 @@ class BytePair(tf.Module):
             best = tf.math.segment_min(rank, words[:-1])
             chosen = tf.equal(rank, tf.gather(best, words[:-1])) & (rank < INT_MAX)
             safe_rank = tf.where(chosen, rank, 0)
-            # In "aaaa" every second pair of a run is merged, from the left.
             again = chosen & shifted(chosen, 1, False)
             again &= tf.equal(words[:-1], shifted(words[:-1], 1, -1))
             place = tf.range(tf.size(rank))
-            origin = tf.where(chosen & ~again, place, 0)
-            origin = latest(chosen & ~again, origin)
-            chosen &= tf.equal((place - origin) % 2, 0)
-            only_first = chosen & ~tf.gather(self.at_once, safe_rank)
-            at = tf.where(only_first, place, INT_MAX)
-            earliest = tf.math.segment_min(at, words[:-1])
-            chosen &= ~only_first | tf.equal(place, tf.gather(earliest, words[:-1]))
+
+            def every_second():  # of a run as in "aaaa", from the left
+                origin = latest(chosen & ~again, place)
+                return chosen & tf.equal((place - origin) % 2, 0)
+
+            chosen = tf.cond(tf.reduce_any(again), every_second, lambda: chosen)
+            if self.at_once is not None:
+                only_first = chosen & ~tf.gather(self.at_once, safe_rank)
+                at = tf.where(only_first, place, INT_MAX)
+                earliest = tf.math.segment_min(at, words[:-1])
+                first_place = tf.equal(place, tf.gather(earliest, words[:-1]))
+                chosen &= ~only_first | first_place
             merged = tf.where(chosen, tf.gather(self.merged, safe_rank), left)
             gone = tf.concat([[False], chosen], 0)
             kept = ~gone[: tf.size(symbols)]

@@ -40,23 +40,20 @@ def median(function, times: int = 5) -> float:
     return statistics.median(seconds)
 
 
-def per_batch(encode, batches) -> float:
-    """MB a second over batches that were not seen before."""
-    encode(next(batches)[0])
-    seconds = []
-    for batch, size in itertools.islice(batches, 25):
-        started = time.perf_counter()
-        encode(batch)
-        seconds.append((time.perf_counter() - started) / size)
-    groups = [sum(seconds[i::5]) / 5 for i in range(5)]
-    return 1e-6 / statistics.median(groups)
-
-
-def one(encode, sentence) -> float:
-    """Milliseconds for a single sentence."""
-    text = tf.constant([sentence])
-    encode(text)
-    return 1000 * median(lambda: [encode(text) for _ in range(50)]) / 50
+def in_turn(engines: dict, inputs: list, sizes: list) -> dict:
+    """Seconds a byte of each engine, measured in turn on the same inputs."""
+    for encode in engines.values():
+        encode(inputs[0])
+    seconds = {name: [[] for _ in range(5)] for name in engines}
+    for at, (batch, size) in enumerate(zip(inputs, sizes, strict=True)):
+        for name, encode in engines.items():
+            started = time.perf_counter()
+            encode(batch)
+            seconds[name][at % 5].append((time.perf_counter() - started) / size)
+    means = {
+        name: [sum(g) / len(g) for g in groups] for name, groups in seconds.items()
+    }
+    return {name: statistics.median(groups) for name, groups in means.items()}
 
 
 def peers(tokenizer: Tokenizer) -> dict:
@@ -135,18 +132,13 @@ def main() -> None:
         others = sentencepiece_peer(texts) if kind == "unigram" else peers(tokenizer)
         spec = [tf.TensorSpec([None], tf.string)]
         engines |= {n: tf.function(f, input_signature=spec) for n, f in others.items()}
-        for name, encode in engines.items():
-            order = itertools.cycle(range(0, len(texts) - BATCH, BATCH))
-            batches = ((tf.constant(p), sum(len(t.encode()) for t in p))
-                       for p in (texts[i : i + BATCH] for i in order))  # fmt: skip
-            ours = name == "tfllm"
-            rows.append(
-                [
-                    kind, name, training if ours else "", fast if ours else "",
-                    theirs if ours else "", per_batch(encode, batches),
-                    one(encode, sentence),
-                ]
-            )  # fmt: skip
+        parts = [texts[i : i + BATCH] for i in range(0, len(texts) - BATCH, BATCH)]
+        sizes = [sum(len(t.encode()) for t in part) for part in parts[:40]]
+        many = in_turn(engines, [tf.constant(part) for part in parts[:40]], sizes)
+        one = in_turn(engines, [tf.constant([sentence])] * 200, [1] * 200)
+        for name in engines:
+            first = [training, fast, theirs] if name == "tfllm" else [""] * 3
+            rows.append([kind, name, *first, 1e-6 / many[name], 1e3 * one[name]])
     columns = ["kind", "engine", "train MB/s", "encode MB/s", "tokenizers MB/s",
                "graph, batch 256 MB/s", "graph, batch 1 ms"]  # fmt: skip
     table(f"{len(texts):,} texts, {size / 1e6:.1f} MB", columns, rows)
