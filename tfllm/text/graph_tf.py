@@ -1012,8 +1012,9 @@ class WordPiece(tf.Module):
         row_start = marked(chars.splits, chars.size)
         continued = inner & shifted(inner, 1, False) & ~row_start
         solid = tf.not_equal(kinds, self.SPACE)
-        chars = chars.keep(solid)
-        starts = tf.boolean_mask(~continued, solid)
+        kept = indices(solid)
+        chars = chars.take(kept, rank_in(kept, chars.splits))
+        starts = tf.gather(~continued, kept)
         size = chars.size
         index = indices(starts)
         splits = tf.concat([index, [size]], 0)
