@@ -79,7 +79,7 @@ def test_rendering():
     found = Attribution(text, [(3, 4), (7, 8)], np.array([0.75, -0.25]), 0.9)
     page = to_html(found)
     assert "&lt;b&gt;" in page and "&amp;" in page and "<b>" not in page
-    assert 'title="+75.0%">好</span>' in page and 'title="-25.0%">坏' in page
+    assert "background-color: #00873c" in page and ">好</span>" in page
     painted = render(found)
     assert painted.plain == text
     assert len(painted.spans) == 2

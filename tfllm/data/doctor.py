@@ -355,7 +355,8 @@ def _near(report: Report, splits: dict, keys: dict) -> None:
             f"{_place(row)} ~ {_place(twin, False)}"
             for row, twin in zip(rows[:3], twins.values(), strict=False)
         ]
-        words = f"nearly like one of {name if kind == 'near_duplicates' else train}"
+        inside = kind == "near_duplicates"
+        words = f"nearly like {'an earlier one' if inside else f'one of {train}'}"
         report.add(kind, name, rows, words, examples)
 
 

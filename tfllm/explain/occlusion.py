@@ -7,7 +7,7 @@ Representation Erasure (2016), https://arxiv.org/abs/1612.08220.
 """
 
 import dataclasses
-import html
+import io
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -95,38 +95,22 @@ def render(attribution: Attribution):
     """The text for a terminal, a `rich.text.Text`: green supports, red opposes."""
     from rich.text import Text
 
-    painted = Text()
-    for piece, share, strength in _pieces(attribution):
-        if strength < 0.05:
-            painted.append(piece)
-            continue
-        base = _GREEN if share > 0 else _RED
-        colour = ",".join(str(round(60 + (c - 60) * strength)) for c in base)
-        painted.append(piece, f"white on rgb({colour})")
+    painted = Text(attribution.text)
+    largest = np.abs(attribution.shares).max(initial=0) or 1.0
+    for (start, end), share in zip(attribution.spans, attribution.shares, strict=True):
+        strength = abs(share) / largest
+        if strength >= 0.05:
+            base = _GREEN if share > 0 else _RED
+            colour = ",".join(str(round(60 + (c - 60) * strength)) for c in base)
+            painted.stylize(f"white on rgb({colour})", start, end)
     return painted
 
 
 def to_html(attribution: Attribution) -> str:
-    """The text as an HTML paragraph, escaped; a unit's share shows as its title."""
-    parts = []
-    for piece, share, strength in _pieces(attribution):
-        escaped = html.escape(piece).replace("\n", "<br>")
-        if share:
-            colour = ",".join(map(str, _GREEN if share > 0 else _RED))
-            escaped = (
-                f'<span style="background:rgba({colour},{strength:.2f})" '
-                f'title="{share:+.1%}">{escaped}</span>'
-            )
-        parts.append(escaped)
-    return f'<p style="line-height:1.8">{"".join(parts)}</p>'
+    """The text as an HTML paragraph, escaped, in the colours of `render`."""
+    from rich.console import Console
 
-
-def _pieces(attribution: Attribution):
-    """(text, share, share relative to the largest), over all of the text."""
-    largest = np.abs(attribution.shares).max(initial=0) or 1.0
-    at = 0
-    for (start, end), share in zip(attribution.spans, attribution.shares, strict=True):
-        yield attribution.text[at:start], 0.0, 0.0
-        yield attribution.text[start:end], float(share), float(abs(share) / largest)
-        at = end
-    yield attribution.text[at:], 0.0, 0.0
+    console = Console(record=True, file=io.StringIO(), soft_wrap=True)
+    console.print(render(attribution))
+    paragraph = '<p style="white-space:pre-wrap">{code}</p>'
+    return console.export_html(inline_styles=True, code_format=paragraph)

@@ -126,7 +126,7 @@ def _tensors(infos) -> dict[str, TensorInfo]:
     return tensors
 
 
-class SavedModel:
+class SavedModel(contextlib.AbstractContextManager):
     """A SavedModel in a session of its own.
 
     Args:
@@ -216,9 +216,6 @@ class SavedModel:
             with _status() as status:
                 self._tf.TF_DeleteSession(session, status)
             self._tf.TF_DeleteGraph(self._graph)
-
-    def __enter__(self):
-        return self
 
     def __exit__(self, *_):
         self.close()
@@ -413,7 +410,7 @@ def _free(tf, tensor: int) -> None:
     tf.TF_DeleteTensor(tensor)
 
 
-class Process:
+class Process(contextlib.AbstractContextManager):
     """A SavedModel in a process of its own, with the methods of `SavedModel`.
 
     Args:
@@ -485,9 +482,6 @@ class Process:
             self._process.wait()
         self._process.stdout.close()
         self._errors.close()
-
-    def __enter__(self):
-        return self
 
     def __exit__(self, *_):
         self.close()
