@@ -28,7 +28,7 @@ from tfllm.training.run import open_run
 MODELS = ["fasttext", "textcnn", "lstm", "transformer"]
 # Flags that are fields of ClassifierConfig too.
 SHAPE = ["max_length", "embedding_size", "hidden_size", "num_layers", "num_heads"]
-SHAPE += ["dropout", "token_dropout", "l2"]
+SHAPE += ["dropout", "token_dropout", "l2", "ngrams"]
 
 
 @dataclass
@@ -40,8 +40,12 @@ class ModelFlags:
     hidden_size: int | None = flag(None, "size of a hidden state", minimum=1)
     num_layers: int | None = flag(None, "LSTM layers or blocks", minimum=1)
     num_heads: int | None = flag(None, "attention heads", minimum=1)
+    ngrams: int | None = flag(None, "longest n-gram of fasttext", minimum=1, maximum=6)
     token_dropout: float | None = flag(
         None, "share of tokens left out in training", minimum=0.0, maximum=0.9
+    )
+    loss: str | None = flag(
+        None, "what is minimised", choices=["cross_entropy", "squared_hinge"]
     )
     word_vectors: str | None = flag(None, "file in word2vec's text form")
     baseline: bool = flag(False, "measure TF-IDF and a linear SVM beside the model")
@@ -72,6 +76,7 @@ def main(argv: list[str] | None = None) -> int:
     load_tensorflow()
     from tfllm.models.classifier import (
         ClassifierConfig,
+        fill_ngram_weights,
         set_word_vectors,
         training_defaults,
         vector_size_field,
@@ -82,15 +87,7 @@ def main(argv: list[str] | None = None) -> int:
     from tfllm.training.trainer_tf import Trainer
 
     # 2. Choose what the flags left open; config.yaml will hold every choice.
-    defaults = training_defaults(config.model) | {
-        "tokenizer": "characters",
-        "schedule": "linear",
-        "warmup_ratio": 0.1,
-        "weight_decay": 0.01,
-        "label_smoothing": 0.0,
-        "ema_decay": 0.0,
-        "l2": 0.0,
-    }
+    defaults = training_defaults(config.model, language)
     if run.resumed:
         tokenizer = Tokenizer.load(run.path / "tokenizer")
     else:
@@ -113,9 +110,8 @@ def main(argv: list[str] | None = None) -> int:
         pairs=any(row.get("text_pair") for row in splits["train"].rows),
         **shape,
     )
-    task = TextClassification(
-        tokenizer, labels, model_config, label_smoothing=config.label_smoothing
-    )
+    options = {"label_smoothing": config.label_smoothing, "loss": config.loss}
+    task = TextClassification(tokenizer, labels, model_config, **options)
     columns, lengths = {}, {}
     for name, records in splits.items():
         columns[name], lengths[name] = task.columns(records.rows)
@@ -124,6 +120,7 @@ def main(argv: list[str] | None = None) -> int:
 
     # 4. Train, or tell what training would take.
     def prepare(model):
+        fill_ngram_weights(model, columns["train"]["token_ids"])
         if vectors is not None:
             set_word_vectors(model, vectors)
 

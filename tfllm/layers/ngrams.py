@@ -58,15 +58,19 @@ def hash_ngrams(token_ids, padding_mask, orders, buckets):
 
 
 class NgramBag(keras.layers.Layer):
-    """The pooled embeddings of a text's hashed n-grams (Joulin et al., 2016).
+    """The weighted sum of the vectors of a text's hashed n-grams (Joulin et al., 2016).
+
+    The n-grams' weights have the norm 1 in each text, so that long and short texts move
+    the vectors alike. Equal weights make it fastText's bag; `fill_ngram_weights` of
+    `models.classifier` fills in inverse document frequencies.
 
     Args:
         orders: Lengths of the n-grams.
         buckets: Rows of the table; two n-grams in one bucket share a vector.
         size: Size of a vector.
-        pooling: `mean`, `sqrt` (sum over the root of the count) or `sum`.
         dropout: Share of n-grams left out while training.
         initializer: Of the table.
+        use_bias: Whether a bias is added.
     """
 
     def __init__(
@@ -74,51 +78,53 @@ class NgramBag(keras.layers.Layer):
         orders,
         buckets,
         size,
-        pooling="sqrt",
         dropout=0.0,
         initializer="uniform",
+        use_bias=False,
         **kwargs,
     ):
         super().__init__(**kwargs)
-        if pooling not in ("mean", "sqrt", "sum"):
-            raise ValueError(f"pooling must be mean, sqrt or sum. Received: {pooling}")
-        self.orders = tuple(orders)
-        self.buckets = buckets
-        self.size = size
-        self.pooling = pooling
-        self.dropout = dropout
+        self.orders, self.buckets, self.size = tuple(orders), buckets, size
+        self.dropout, self.use_bias = dropout, use_bias
         self.initializer = keras.initializers.get(initializer)
         self.ngram_dropout = Dropout(dropout, dtype=self.dtype_policy, name="dropout")
 
-    def build(self, token_ids_shape):
-        """Makes the table."""
-        self.ngram_dropout.build((*token_ids_shape, len(self.orders)))
+    def build(self, *_):
+        """Makes the table and the weights of the n-grams."""
         self.embeddings = self.add_weight(
             name="embeddings",
             shape=(self.buckets, self.size),
             initializer=self.initializer,
         )
+        self.ngram_weights = self.add_weight(
+            name="ngram_weights",
+            shape=(self.buckets,),
+            initializer="ones",
+            trainable=False,
+        )
+        if self.use_bias:
+            self.bias = self.add_weight(name="bias", shape=(self.size,))
 
     def call(self, token_ids, padding_mask, training=False):
         """Returns `[batch, size]`; arguments as of `hash_ngrams`."""
         hashes, mask = hash_ngrams(token_ids, padding_mask, self.orders, self.buckets)
-        weights = ops.cast(mask, self.compute_dtype)
+        weights = ops.take(ops.cast(self.ngram_weights, "float32"), hashes, axis=0)
+        weights = weights * ops.cast(mask, "float32")
+        norm = ops.sqrt(ops.sum(ops.square(weights), axis=(1, 2), keepdims=True))
+        weights = ops.cast(weights / ops.maximum(norm, 1e-6), self.compute_dtype)
+        weights = self.ngram_dropout(weights, training=training)
         vectors = ops.take(self.embeddings, hashes, axis=0)
-        kept = self.ngram_dropout(weights, training=training)
-        total = ops.einsum("bln,blnd->bd", kept, vectors)
-        if self.pooling == "sum":
-            return total
-        count = ops.sum(ops.cast(mask, "float32"), axis=(1, 2))[:, None]
-        count = ops.maximum(count, 1.0)
-        count = ops.sqrt(count) if self.pooling == "sqrt" else count
-        return total / ops.cast(count, total.dtype)
+        total = ops.einsum("bln,blnd->bd", weights, vectors)
+        return total + self.bias if self.use_bias else total
 
     def get_config(self):
         """Returns the constructor's arguments."""
-        names = "buckets size pooling dropout"
         return {
             **super().get_config(),
-            **{name: getattr(self, name) for name in names.split()},
-            "orders": list(self.orders),
+            "orders": self.orders,
+            "buckets": self.buckets,
+            "size": self.size,
+            "dropout": self.dropout,
             "initializer": keras.initializers.serialize(self.initializer),
+            "use_bias": self.use_bias,
         }

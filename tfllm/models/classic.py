@@ -14,16 +14,21 @@ from tfllm.models.encoder import token_inputs
 def fasttext(config, dtype=None) -> keras.Model:
     """A bag of hashed n-grams and a linear layer (Joulin et al., 2016).
 
+    Without a `hidden_size` the n-grams' vectors are the logits themselves: as many
+    parameters as the linear support vector machine that is so hard to beat on few rows.
     The two texts of a pair have one bag each, and the features are both, their
     difference and their product.
     """
     inputs = token_inputs(config.pairs)
+    linear = config.hidden_size is None
     bag = NgramBag(
-        config.ngram_orders,
+        range(1, config.ngrams + 1),
         config.ngram_buckets,
-        config.hidden_size,
+        config.num_outputs if linear else config.hidden_size,
         dropout=config.token_dropout,
-        dtype=dtype,
+        initializer="zeros" if linear else "uniform",
+        use_bias=linear,
+        dtype="float32" if linear else dtype,
         name="ngrams",
     )
     mask = inputs["padding_mask"]
@@ -34,6 +39,8 @@ def fasttext(config, dtype=None) -> keras.Model:
         features = ops.concatenate([a, b, ops.absolute(a - b), a * b], axis=-1)
     else:
         features = bag(inputs["token_ids"], mask)
+    if linear:
+        return keras.Model(inputs, features, name=config.architecture)
     return classifier_head(config, inputs, features, dtype)
 
 

@@ -5,18 +5,13 @@ from dataclasses import asdict, dataclass, fields
 import keras
 
 from tfllm.core.errors import UserError, did_you_mean
+from tfllm.layers.ngrams import NgramBag, hash_ngrams
 from tfllm.models import classic
 from tfllm.models.encoder import EncoderConfig, encode, pool, token_inputs
 
 # What a field of `ClassifierConfig` is when it is left at None.
 SHAPES = {
-    "fasttext": {
-        "hidden_size": 16,
-        "ngram_orders": (1, 2, 3),
-        "ngram_buckets": 2**18,
-        "dropout": 0.0,
-        "token_dropout": 0.1,
-    },
+    "fasttext": {"ngrams": 3, "dropout": 0.0, "token_dropout": 0.0},
     "textcnn": {
         "embedding_size": 128,
         "filters": 128,
@@ -42,12 +37,39 @@ SHAPES = {
         "token_dropout": 0.1,
     },
 }
+MOST_BUCKETS, MOST_TABLE = 2**20, 2**24  # rows and numbers of the n-gram table
 # How `recipes/text_classification.py` trains when no flag says otherwise.
+COMMON = {
+    "optimizer": "adamw",
+    "loss": "cross_entropy",
+    "schedule": "linear",
+    "warmup_ratio": 0.1,
+    "weight_decay": 0.01,
+    "label_smoothing": 0.0,
+    "ema_decay": 0.99,
+    "l2": 0.0,
+    "clip_norm": 1.0,
+    "batch_size": 32,
+    "epochs": 10,
+    "patience": 3,
+}
 TRAINING = {
-    "fasttext": {"learning_rate": 5e-3, "batch_size": 32, "epochs": 10},
-    "textcnn": {"learning_rate": 1e-3, "batch_size": 32, "epochs": 10},
-    "lstm": {"learning_rate": 1e-3, "batch_size": 32, "epochs": 10},
-    "transformer": {"learning_rate": 5e-4, "batch_size": 32, "epochs": 10},
+    # The objective of a linear support vector machine. Adam's steps are as large for
+    # an n-gram seen twice as for a frequent one, and learn the training rows by heart.
+    "fasttext": {
+        "optimizer": "sgd",
+        "loss": "squared_hinge",
+        "learning_rate": 0.3,
+        "weight_decay": 3e-4,
+        "warmup_ratio": 0.0,
+        "ema_decay": 0.0,
+        "clip_norm": 0.0,
+        "epochs": 15,
+        "patience": 6,
+    },
+    "textcnn": {"learning_rate": 1e-3},
+    "lstm": {"learning_rate": 2e-3},
+    "transformer": {"learning_rate": 5e-4},
 }
 
 
@@ -62,14 +84,15 @@ class ClassifierConfig:
         max_length: Longest text in tokens.
         pairs: Two texts, told apart by `segment_ids`.
         embedding_size: Size of the token vectors (textcnn, lstm).
-        hidden_size: Size of a direction (lstm), of the vectors (others).
+        hidden_size: Size of a direction (lstm), of the vectors (others); fasttext
+            without it is a linear model.
         num_layers: Number of LSTM layers or Transformer blocks.
         num_heads: Attention heads of the Transformer.
         intermediate_size: Inner size of its feed-forward networks.
         filters: Convolutions of each width.
         widths: Numbers of tokens that a convolution sees.
-        ngram_orders: Lengths of the n-grams of fasttext.
-        ngram_buckets: Rows of its table.
+        ngrams: Longest n-gram of fasttext; the shorter ones count too.
+        ngram_buckets: Rows of its table; by the number of classes when absent.
         pooling: `attention`, or a mode of `MaskedPooling` (lstm, transformer);
             `cls` for a Transformer adds BERT's pooler.
         dropout: On the features (and inside LSTM and Transformer).
@@ -92,7 +115,7 @@ class ClassifierConfig:
     intermediate_size: int | None = None
     filters: int | None = None
     widths: tuple[int, ...] | None = None
-    ngram_orders: tuple[int, ...] | None = None
+    ngrams: int | None = None
     ngram_buckets: int | None = None
     pooling: str | None = None
     dropout: float | None = None
@@ -104,6 +127,10 @@ class ClassifierConfig:
             if getattr(self, field.name) is None:
                 default = _known(SHAPES, self.architecture).get(field.name)
                 setattr(self, field.name, default)
+        if self.architecture == "fasttext" and self.ngram_buckets is None:
+            self.hidden_size = self.hidden_size or (16 if self.pairs else None)
+            most = MOST_TABLE // (self.hidden_size or self.num_outputs)
+            self.ngram_buckets = min(MOST_BUCKETS, 1 << (most.bit_length() - 1))
 
     def to_dict(self) -> dict:
         """Returns what `ClassifierConfig(**…)` takes."""
@@ -155,9 +182,49 @@ def transformer(config: ClassifierConfig, dtype=None) -> keras.Model:
     return classic.classifier_head(config, inputs, features, dtype)
 
 
-def training_defaults(architecture: str) -> dict:
-    """Returns the training flags that suit an architecture, by flag name."""
-    return dict(_known(TRAINING, architecture))
+def training_defaults(architecture: str, language: str) -> dict:
+    """Returns the flags that suit an architecture and a language, by flag name.
+
+    Chinese is read by characters: with thousands of rows, not millions, words are too
+    rare. Both were found by trying (tools/benchmarks/LOG.md).
+    """
+    text = {"tokenizer": "characters", "ngrams": 3}
+    if language != "zh":
+        text = {"tokenizer": "words", "lowercase": True, "ngrams": 2}
+    return COMMON | text | _known(TRAINING, architecture)
+
+
+def fill_ngram_weights(model: keras.Model, rows, power: float = 1.5) -> None:
+    """Fills an n-gram bag's weights from the training texts; else does nothing.
+
+    A weight is the inverse document frequency `(1 + log((1 + N) / (1 + n))) ** power`,
+    and 0 for a bucket that no training text has: what was never seen says nothing.
+
+    Args:
+        model: A classifier.
+        rows: Token ids of each training text, a `data.columns.Ragged`.
+        power: 1 is TF-IDF's weight; 1.5 was best on three data sets.
+    """
+    import numpy as np
+
+    bags = [layer for layer in model.layers if isinstance(layer, NgramBag)]
+    for bag in bags:
+        counts, size = np.zeros(bag.buckets, np.int64), len(rows.lengths)
+        for begin in range(0, size, 256):
+            end = min(begin + 256, size)
+            part = [rows.row(i) for i in range(begin, end)]
+            length = max(1, max(map(len, part)))
+            ids, mask = np.zeros((2, len(part), length), np.int32)
+            for number, row in enumerate(part):
+                ids[number, : len(row)] = row
+                mask[number, : len(row)] = 1
+            hashes, seen = hash_ngrams(ids, mask, bag.orders, bag.buckets)
+            hashes = keras.ops.convert_to_numpy(hashes).reshape(len(part), -1)
+            seen = keras.ops.convert_to_numpy(seen).reshape(len(part), -1)
+            for text, real in zip(hashes, seen, strict=True):
+                counts[np.unique(text[real > 0])] += 1
+        weights = (1 + np.log((1 + size) / (1 + counts))) ** power
+        bag.ngram_weights.assign(np.where(counts, weights, 0).astype("float32"))
 
 
 def vector_size_field(architecture: str) -> str:

@@ -25,6 +25,7 @@ from tfllm.tasks.task import Batch, Sums, Verdict
 from tfllm.text import Tokenizer
 
 SAMPLES = 8  # predictions shown in TensorBoard
+MARGIN_SCALE = 2.0  # turns the margins of a hinge loss into calibrated scores
 
 
 @dataclass
@@ -38,6 +39,8 @@ class TextClassification:
         special_tokens: Whether ids carry the tokenizer's special tokens.
         label_smoothing: Share of the target spread over all classes (Szegedy et al.,
             2016).
+        loss: `cross_entropy`, or `squared_hinge` of each class against all others (a
+            linear support vector machine's; the logits are margins then).
     """
 
     tokenizer: Tokenizer
@@ -45,6 +48,7 @@ class TextClassification:
     model: ClassifierConfig
     special_tokens: bool = False
     label_smoothing: float = 0.0
+    loss: str = "cross_entropy"
 
     name = "text_classification"
     monitor = "accuracy"
@@ -119,13 +123,22 @@ class TextClassification:
         return {"loss": ops.sum(batch["weight"])}
 
     def loss_sums(self, outputs: Any, batch: Batch) -> dict[str, Any]:
-        """Cross-entropy with label smoothing."""
-        log_probabilities = ops.log_softmax(ops.cast(outputs, "float32"))
+        """Cross-entropy with label smoothing, or the squared hinge loss."""
+        outputs = ops.cast(outputs, "float32")
         target = ops.one_hot(batch["label"], len(self.labels), dtype="float32")
-        smooth = self.label_smoothing
-        target = target * (1.0 - smooth) + smooth / len(self.labels)
-        losses = -ops.sum(target * log_probabilities, axis=-1)
+        if self.loss == "squared_hinge":
+            short = ops.maximum(0.0, 1.0 - (2.0 * target - 1.0) * outputs)
+            losses = ops.sum(ops.square(short), axis=-1)
+        else:
+            smooth = self.label_smoothing
+            target = target * (1.0 - smooth) + smooth / len(self.labels)
+            losses = -ops.sum(target * ops.log_softmax(outputs), axis=-1)
         return {"loss": ops.sum(losses * batch["weight"])}
+
+    @property
+    def score_scale(self) -> float:
+        """Logits times this go through the softmax; margins end near -1 and 1."""
+        return MARGIN_SCALE if self.loss == "squared_hinge" else 1.0
 
     def metric_sums(self, outputs: Any, batch: Batch) -> Sums:
         """Training accuracy."""
@@ -149,7 +162,7 @@ class TextClassification:
             (micro,) = plan.step(step)
             batch = columns.gather(micro, self.pad_values())
             logits = model.predict_on_batch({name: batch[name] for name in names})
-            scores[micro.indices] = _softmax(logits)[micro.rows]
+            scores[micro.indices] = _softmax(self.score_scale * logits)[micro.rows]
         return scores
 
     def split(self, model: keras.Model, rows: Sequence[dict]) -> Split:
@@ -212,6 +225,7 @@ class TextClassification:
             "labels": self.labels,
             "special_tokens": self.special_tokens,
             "label_smoothing": self.label_smoothing,
+            "loss": self.loss,
             "model": dataclasses.asdict(self.model),
         }
 

@@ -44,7 +44,8 @@ class ServedClassifier(tf.Module):
         length = tf.shape(batch["token_ids"])[1]
         batch["padding_mask"] = tf.sequence_mask(ids.row_lengths(), length, tf.int32)
         logits = self._logits({name: batch[name] for name in self._inputs})
-        scores, order = tf.math.top_k(tf.nn.softmax(logits), len(task.labels))
+        scores = tf.nn.softmax(task.score_scale * logits)
+        scores, order = tf.math.top_k(scores, len(task.labels))
         labels = tf.gather(self.labels, order)
         return {
             "label": labels[:, 0],

@@ -39,8 +39,8 @@ class TrainingFlags:
     epochs: int | None = flag(None, "times the data are seen", minimum=1)
     max_steps: int | None = flag(None, "stop after so many optimizer steps", minimum=1)
     learning_rate: float | None = flag(None, "peak of the schedule", minimum=0.0)
-    optimizer: str = flag(
-        "adamw",
+    optimizer: str | None = flag(
+        None,
         "what moves the weights",
         choices=["adamw", "adafactor", "lion", "muon", "sgd"],
     )
@@ -67,8 +67,8 @@ class TrainingFlags:
     gradient_accumulation_steps: int = flag(
         1, "micro-batches of one optimizer step", minimum=1
     )
-    clip_norm: float = flag(
-        1.0, "largest global norm of the gradient; 0: no clipping", minimum=0.0
+    clip_norm: float | None = flag(
+        None, "largest global norm of the gradient; 0: no clipping", minimum=0.0
     )
     label_smoothing: float | None = flag(
         None, "share of the target spread over all classes", minimum=0.0, maximum=0.9

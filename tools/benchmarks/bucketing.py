@@ -38,7 +38,7 @@ def main() -> int:
         with_them, without = (statistics.median(rates[b]) for b in (True, False))
         print(
             f"| {model} | {with_them:,.0f} | {without:,.0f} | "
-            f"{with_them / without:.2f} | {padding[True]:.0%} and {padding[False]:.0%} |",
+            f"{with_them / without:.2f} | {padding[True]:.0%}, {padding[False]:.0%} |",
             flush=True,
         )
     return 0
