@@ -199,59 +199,121 @@ def _check_answers(
         report.problems.append("it has no signature")
     for name, info in process.signatures.items():
         sample = record["samples"].get(name)
+        asked = _Asked(process, name, info, sample, report)
         if sample is None and record["samples"]:
-            report.problems.append(f"{name}: no recorded sample")
-        if rigid := [
-            k for k, v in info.inputs.items() if (v.shape or (0,))[0] is not None
-        ]:
-            report.problems.append(
-                f"{name}: {', '.join(rigid)} is not [N, …]: a server with batching "
-                "cannot join requests"
+            asked.problem("no recorded sample")
+        rigid = [k for k, v in info.inputs.items() if (v.shape or (0,))[0] is not None]
+        if rigid:
+            asked.problem(
+                f"{', '.join(rigid)} is not [N, …]: a server with batching cannot join "
+                "requests"
             )
             continue
-        inputs = sample["inputs"] if sample else _made_up(info)
         try:
-            ask = functools.partial(_ask, process, name)
-            _check_signature(name, ask, inputs, sample, report)
-            _check_hostile(name, ask, info, inputs, report)
-            _measure(name, process, inputs, report, timing_seconds)
+            asked.check_rows()
+            asked.check_hostile()
+            asked.measure(timing_seconds)
         except c_api.ModelError as error:
-            report.problems.append(f"{name}: {error}")
+            asked.problem(str(error))
             if error.code == c_api.GONE:
                 return
 
 
-def _check_signature(name, ask, inputs, sample, report: CheckReport) -> None:
-    whole = ask(inputs)
-    count = len(next(iter(inputs.values())))
-    recorded = sample["outputs"] if sample else {}
-    recorded = {key: c_api.from_json(value) for key, value in recorded.items()}
-    for key, values in _by_label(recorded).items():
-        if key not in whole:
-            report.problems.append(f"{name}: output {key!r} was recorded and is gone")
-        elif difference := _difference(values, whole[key]):
-            report.problems.append(
-                f"{name}: {key} is not what was recorded: {difference}"
-            )
-    for key, value in whole.items():
-        if value.ndim == 0 or len(value) != count:
-            report.problems.append(
-                f"{name}: {key} has shape {value.shape} for {count} rows: a server "
-                "with batching cannot split it"
-            )
-            return
-    orders = {f"row {i} alone": [i] for i in range(min(count, 8))}
-    orders["rows in reverse order"] = list(range(count))[::-1]
-    for words, order in orders.items():
-        part = ask({k: [v[i] for i in order] for k, v in inputs.items()})
-        for key, value in part.items():
-            if difference := _difference(whole[key][order], value):
-                report.problems.append(f"{name}: {words} changes {key}: {difference}")
+class _Asked:
+    """One signature, asked in many ways."""
+
+    def __init__(self, process, name: str, info, sample: dict | None, report):
+        self.process, self.name, self.info, self.report = process, name, info, report
+        self.inputs = sample["inputs"] if sample else _made_up(info)
+        recorded = sample["outputs"] if sample else {}
+        self.recorded = {k: c_api.from_json(v) for k, v in recorded.items()}
+
+    def problem(self, text: str) -> None:
+        self.report.problems.append(f"{self.name}: {text}")
+
+    def ask(self, inputs: dict) -> dict[str, np.ndarray]:
+        return _by_label(self.process.run(self.name, inputs))
+
+    def check_rows(self) -> None:
+        """The recorded answers; each row alone, and all in another order."""
+        whole = self.ask(self.inputs)
+        for key, values in _by_label(self.recorded).items():
+            if key not in whole:
+                self.problem(f"output {key!r} was recorded and is gone")
+            elif difference := _difference(values, whole[key]):
+                self.problem(f"{key} is not what was recorded: {difference}")
+        count = len(next(iter(self.inputs.values())))
+        for key, value in whole.items():
+            if value.ndim == 0 or len(value) != count:
+                self.problem(
+                    f"{key} has shape {value.shape} for {count} rows: a server with "
+                    "batching cannot split it"
+                )
+                return
+        orders = {f"row {i} alone": [i] for i in range(min(count, 8))}
+        orders["rows in reverse order"] = list(range(count))[::-1]
+        for words, order in orders.items():
+            part = self.ask({k: [v[i] for i in order] for k, v in self.inputs.items()})
+            for key, value in part.items():
+                if difference := _difference(whole[key][order], value):
+                    self.problem(f"{words} changes {key}: {difference}")
+                    return
+
+    def check_hostile(self) -> None:
+        """Odd texts and numbers: no crash, no NaN, no change of other rows."""
+        first = {key: values[:1] for key, values in self.inputs.items()}
+        kinds = {key: tensor.dtype for key, tensor in self.info.inputs.items()}
+        texts = [key for key, kind in kinds.items() if kind == "string"]
+        odd = {f"{w} as input": dict.fromkeys(texts, v) for w, v in _HOSTILE.items()}
+        odd = (odd if texts else {}) | {
+            f"{key} = {value}": {key: value}
+            for key, kind in kinds.items()
+            for value in _ODD.get(kind, ())
+        }
+        alone, refused, rows = self.ask(first), [], [first]
+        for words, change in odd.items():
+            row = first | {
+                key: np.full(np.shape(first[key]), value, dtype=object).tolist()
+                for key, value in change.items()
+            }
+            try:
+                answer = self.ask(row)
+            except c_api.ModelError as error:
+                if error.code == c_api.GONE:
+                    message = f"{words}: {str(error).partition(': ')[2]}"
+                    raise c_api.ModelError(message, error.code) from None
+                refused.append(f"{words} ({error.code})")
+                continue
+            rows.append(row)
+            floats = [k for k, v in answer.items() if v.dtype.kind == "f"]
+            if bad := [k for k in floats if np.isnan(answer[k]).any()]:
+                self.problem(f"{words} gives NaN in {bad[0]}")
+        if refused and set(texts) != {"inputs"}:  # `inputs` are tf.Examples
+            self.report.warnings.append(f"{self.name}: refuses {', '.join(refused)}")
+        crowd = {key: [row[key][0] for row in rows] for key in first}
+        for key, value in self.ask(crowd).items():
+            if difference := _difference(alone[key], value[:1]):
+                self.problem(f"odd texts in the same batch change {key}: {difference}")
                 return
 
-
-def _ask(process: c_api.Process, name: str, inputs: dict) -> dict[str, np.ndarray]:
-    return _by_label(process.run(name, inputs))
+    def measure(self, seconds: float) -> None:
+        """Latency of one row and of 32, at least five times each."""
+        for rows in (1, 32):
+            times, started, batch = [], time.perf_counter(), {}
+            for number in itertools.count():
+                for key, values in self.inputs.items():
+                    picked = range(number * rows, (number + 1) * rows)
+                    batch[key] = [values[i % len(values)] for i in picked]
+                self.process.run(self.name, batch)
+                times.append(self.process.seconds)
+                spent = time.perf_counter() - started
+                if spent > (seconds if number > 3 else 10 * seconds + 1):
+                    break
+            times = times[1:] or times  # the first one builds what the others reuse
+            p50, p95 = np.percentile(times, [50, 95]) * 1000
+            row = {"signature": self.name, "rows": rows, "p50_ms": p50, "p95_ms": p95}
+            row["rows_per_second"] = rows / np.mean(times)
+            self.report.figures.setdefault("latency", []).append(row)
 
 
 def _by_label(outputs: dict) -> dict:
@@ -265,70 +327,6 @@ def _by_label(outputs: dict) -> dict:
             both = {names: labels, "scores": scores}
             outputs |= {k: np.take_along_axis(v, order, 1) for k, v in both.items()}
     return outputs
-
-
-def _check_hostile(name, ask, info, inputs, report: CheckReport) -> None:
-    first = {key: values[:1] for key, values in inputs.items()}
-    kinds = {key: tensor.dtype for key, tensor in info.inputs.items()}
-    texts = [key for key, kind in kinds.items() if kind == "string"]
-    odd = {f"{w} as input": dict.fromkeys(texts, v) for w, v in _HOSTILE.items()}
-    odd = (odd if texts else {}) | {
-        f"{key} = {value}": {key: value}
-        for key, kind in kinds.items()
-        for value in _ODD.get(kind, ())
-    }
-    alone, refused, answered = ask(first), [], []
-    for words, change in odd.items():
-        shaped = {
-            key: np.full(np.shape(first[key]), value, dtype=object).tolist()
-            for key, value in change.items()
-        }
-        try:
-            answer = ask(first | shaped)
-        except c_api.ModelError as error:
-            if error.code == c_api.GONE:
-                message = f"{words}: {str(error).partition(': ')[2]}"
-                raise c_api.ModelError(message, error.code) from None
-            refused.append(f"{words} ({error.code})")
-            continue
-        answered.append(first | shaped)
-        floats = [k for k, v in answer.items() if v.dtype.kind == "f"]
-        if bad := [k for k in floats if np.isnan(answer[k]).any()]:
-            report.problems.append(f"{name}: {words} gives NaN in {bad[0]}")
-    if refused and set(texts) != {"inputs"}:  # `inputs` are tf.Examples
-        report.warnings.append(f"{name}: refuses {', '.join(refused)}")
-    crowd = {key: [row[key][0] for row in (first, *answered)] for key in first}
-    for key, value in ask(crowd).items():
-        if difference := _difference(alone[key], value[:1]):
-            report.problems.append(
-                f"{name}: odd texts in the same batch change {key}: {difference}"
-            )
-            return
-
-
-def _measure(name, process, inputs, report: CheckReport, seconds: float) -> None:
-    for rows in (1, 32):
-        times, started, batch = [], time.perf_counter(), {}
-        for number in itertools.count():
-            for key, values in inputs.items():
-                picked = range(number * rows, (number + 1) * rows)
-                batch[key] = [values[i % len(values)] for i in picked]
-            process.run(name, batch)
-            times.append(process.seconds)
-            spent = time.perf_counter() - started
-            if spent > (seconds if number > 3 else 10 * seconds + 1):
-                break
-        times = times[1:] or times  # the first one builds what the others reuse
-        p50, p95 = np.percentile(times, [50, 95])
-        report.figures.setdefault("latency", []).append(
-            {
-                "signature": name,
-                "rows": rows,
-                "p50_ms": float(p50 * 1000),
-                "p95_ms": float(p95 * 1000),
-                "rows_per_second": float(rows / np.mean(times)),
-            }
-        )
 
 
 def _made_up(info: c_api.SignatureInfo) -> dict:
