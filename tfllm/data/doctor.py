@@ -82,32 +82,20 @@ class Report:
             "max_length": self.max_length,
         }
 
-    def add(
-        self,
-        kind: str,
-        split: str,
-        rows: Sequence[dict],
-        words: str = "",
-        examples: Sequence[str] | None = None,
-    ) -> None:
-        """Notes rows of a split that have something, if there are any.
+    def add(self, kind: str, split: str, rows: Sequence, words: str, examples=None):
+        """Counts rows of a split that have something, and warns if there are any.
 
-        Args:
-            kind: What they have.
-            split: Name of the split.
-            rows: The rows.
-            words: What is told after their number; of a known kind its title.
-            examples: Up to three are shown; the places of the rows when absent.
+        The examples are places of the rows where none are given.
         """
         self.splits[split][kind] = len(rows)
         if rows:
             examples = [_place(r) for r in rows[:3]] if examples is None else examples
-            words = words or _TITLES[kind].removeprefix("rows ")
             noun = "row" if len(rows) == 1 else "rows"
             text = f"{split}: {len(rows):,} {noun} {words}"
-            self._warn(kind, split, len(rows), text, examples)
+            self.warn(kind, split, len(rows), text, examples)
 
-    def _warn(self, kind, split, count, text, examples=()) -> None:
+    def warn(self, kind: str, split: str, count: int, text: str, examples=()) -> None:
+        """Adds a finding."""
         finding = {"kind": kind, "split": split, "count": int(count), "text": text}
         self.findings.append(finding | {"examples": list(examples)[:3]})
 
@@ -316,7 +304,7 @@ def _describe(report: Report, name: str, records: Records, lengths) -> None:
             text = f"{name}: {share:.1%} of all {unit} are cut off, in {rows:,} rows; "
             text += f"99 % of the rows would fit into --max_length {marks[6]}"
             longest = _place(records.rows[int(lengths.argmax())])
-            report._warn("truncation", name, rows, text, [longest])
+            report.warn("truncation", name, rows, text, [longest])
 
 
 def _duplicates(report: Report, name: str, records: Records, keys: list[str]) -> None:
@@ -328,7 +316,8 @@ def _duplicates(report: Report, name: str, records: Records, keys: list[str]) ->
     report.add("duplicates", name, again, share)
     torn = [rows for rows in groups.values() if len(set(map(_label_key, rows))) > 1]
     examples = [f"{_place(b, False)} and {_place(a)}" for a, b, *_ in torn[:3]]
-    report.add("contradictions", name, [*chain(*torn)], examples=examples)
+    words = "whose text has several labels"
+    report.add("contradictions", name, [*chain(*torn)], words, examples)
 
 
 def _near(report: Report, splits: dict, keys: dict) -> None:
@@ -340,7 +329,7 @@ def _near(report: Report, splits: dict, keys: dict) -> None:
     train, places = next(iter(splits)), list(first.values())
     if len(first) > MOST_TEXTS:
         text = f"near-duplicates were not looked for among {len(first):,} texts"
-        report._warn("near_duplicates", train, 0, text)
+        report.warn("near_duplicates", train, 0, text)
         return
     found: dict = {("near_duplicates", name): {} for name in splits}
     found |= {("near_leakage", name): {} for name in splits if name != train}
@@ -368,14 +357,14 @@ def _labels(report: Report, splits: dict, train: str) -> None:
     if counts[largest] > 10 * counts[smallest]:
         text = f"{train}: label '{largest}' has {counts[largest]:,} rows, '{smallest}' "
         text += f"has {counts[smallest]:,}; look at f1_macro beside accuracy"
-        report._warn("imbalance", train, counts[largest], text)
+        report.warn("imbalance", train, counts[largest], text)
     everywhere = Counter()
     for facts in report.splits.values():
         everywhere.update(facts["labels"])
     for wrong, right in _typos(everywhere):
         rows = [r for s in splits.values() for r in s.rows if wrong in _labels_of(r)]
         text = f"label '{wrong}' of {len(rows):,} looks like a typo of '{right}'"
-        report._warn("label_typo", train, len(rows), text, map(_place, rows[:3]))
+        report.warn("label_typo", train, len(rows), text, map(_place, rows[:3]))
     for name, records in splits.items():
         if name != train:
             rows = [r for r in records.rows if not set(_labels_of(r)) <= counts.keys()]
