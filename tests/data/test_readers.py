@@ -140,6 +140,13 @@ def test_what_is_known_guides_what_is_guessed(tmp_path):
     assert read(write(tmp_path, two), text_column="c").columns["label"] == "class_of_it"
 
 
+def test_one_files_columns_say_nothing_of_the_next(tmp_path):
+    first = write(tmp_path, json.dumps([["a b", "x"], ["c d", "y"]] * 3), "a.json")
+    second = write(tmp_path, "label\ttext\nx\te f\ny\tg h\n", "b.tsv")
+    rows = read([first, second]).rows
+    assert [row["text"] for row in rows[-2:]] == ["e f", "g h"]
+
+
 def test_quotes_over_several_lines_and_line_numbers(tmp_path):
     text = 'text,label\n"one\ntwo",a\nthree,b\n"a ""b"" c",a\n'
     records = read(write(tmp_path, text))

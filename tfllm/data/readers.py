@@ -317,8 +317,8 @@ def _json_items(file: _File, items: list):
         else:
             file.bad.append((number, f"not {what}"))
     if kind is list:
-        defaults = {"text": "1", "label": "2"}
-        file.columns |= {k: file.columns[k] or v for k, v in defaults.items()}
+        places = {"text": "1", "text_pair": None, "label": "2"}
+        file.columns = {k: file.columns[k] or place for k, place in places.items()}
         return _assigned(file, ["1", "2"], good)
     keys = list(dict.fromkeys(key for _, item in good[:1000] for key in item))
     return _assigned(file, keys, [(n, [item.get(k) for k in keys]) for n, item in good])
