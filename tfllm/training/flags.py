@@ -41,7 +41,7 @@ class TrainingFlags:
     learning_rate: float | None = flag(None, "peak of the schedule", minimum=0.0)
     optimizer: str | None = flag(
         None,
-        "what moves the weights",
+        "what moves the weights (adamw)",
         choices=["adamw", "adafactor", "lion", "muon", "sgd"],
     )
     schedule: str | None = flag(
@@ -67,8 +67,8 @@ class TrainingFlags:
     gradient_accumulation_steps: int = flag(
         1, "micro-batches of one optimizer step", minimum=1
     )
-    clip_norm: float | None = flag(
-        None, "largest global norm of the gradient; 0: no clipping", minimum=0.0
+    clip_norm: float = flag(
+        1.0, "largest global norm of the gradient; 0: no clipping", minimum=0.0
     )
     label_smoothing: float | None = flag(
         None, "share of the target spread over all classes", minimum=0.0, maximum=0.9

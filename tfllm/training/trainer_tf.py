@@ -34,6 +34,7 @@ from tfllm.training.distribution_tf import (
 from tfllm.training.logs import Progress, StepLog
 from tfllm.training.optimizers import freeze, layer_rates, make_optimizer
 from tfllm.training.run import RunDirectory, worker_number
+from tfllm.training.speed_tf import speed_up
 from tfllm.training.step_tf import TrainingModel
 from tfllm.training.tensorboard_tf import TensorBoard
 
@@ -327,12 +328,13 @@ class Trainer:
             core = self.task.build_model(precision)
             self.prepare(core)
             freeze(core, config.freeze)
+            speed_up(core)
             if config.gradient_checkpointing:
                 for layer in core._flatten_layers():
                     if isinstance(layer, TransformerBlock):
                         recompute(layer)
             optimizer = make_optimizer(
-                config.optimizer,
+                config.optimizer or "adamw",
                 core.trainable_variables,
                 learning_rate=config.learning_rate,
                 total_steps=self.total_steps,

@@ -1,0 +1,221 @@
+"""One training step of a BERT shape: ours, keras-hub's, Hugging Face's, in turns.
+
+    python tools/benchmarks/training_step.py [--rounds 7] [--hf_python PATH]
+
+4 layers, 256 wide, 64 texts of 64 tokens, AdamW, dropout 0.1, two classes. Every system
+lives in a process of its own and they take turns, a few steps each, so that what else
+the machine does meets all alike; medians over the rounds. keras-hub runs as it comes:
+`compile`, `fit`. Hugging Face takes part when `torch` and `transformers` are installed
+for --hf_python. Prints a table and writes runs/benchmarks/training_step.json.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+# Not this folder: it holds a tokenizers.py, as others' packages do.
+sys.path[0] = str(ROOT)
+LAYERS, SIZE, HEADS, INNER, VOCABULARY = 4, 256, 4, 1024, 21128
+ROWS, LENGTH, DROPOUT, RATE = 64, 64, 0.1, 1e-4
+OURS = ["ours float32", "ours float32 xla", "ours bfloat16", "ours bfloat16 xla"]
+HUB = ["keras-hub float32", "keras-hub bfloat16"]
+HF = ["hf float32", "hf bfloat16"]
+
+
+def data():
+    import numpy as np
+
+    random = np.random.default_rng(0)
+    shape = (ROWS, LENGTH)
+    batch = {"token_ids": random.integers(5, VOCABULARY, shape).astype("int32")}
+    batch |= {"padding_mask": np.ones(shape, "int32")}
+    batch |= {"segment_ids": np.zeros(shape, "int32")}
+    return batch, random.integers(0, 2, ROWS).astype("int32")
+
+
+def ours(precision: str, xla: bool):
+    import keras
+    import tensorflow as tf
+
+    from tfllm.models.encoder import EncoderConfig, encode, pool, token_inputs
+    from tfllm.training.optimizers import make_optimizer
+    from tfllm.training.speed_tf import speed_up
+    from tfllm.training.step_tf import TrainingModel
+
+    config = EncoderConfig(VOCABULARY, SIZE, LAYERS, HEADS, INNER, dropout=DROPOUT)
+    inputs = token_inputs(segments=True)
+    pooled = pool(config, encode(config, inputs, precision), precision)
+    logits = keras.layers.Dense(2, dtype="float32", name="out")(pooled)
+    core = keras.Model(inputs, logits)
+    speed_up(core)
+
+    class Task:
+        def loss_counts(self, batch):
+            return {"loss": tf.reduce_sum(batch["weight"])}
+
+        def loss_sums(self, outputs, batch):
+            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
+                batch["label"], outputs
+            )
+            return {"loss": tf.reduce_sum(losses * batch["weight"])}
+
+        def metric_sums(self, outputs, batch):
+            return {}
+
+    optimizer = make_optimizer(
+        "adamw",
+        core.trainable_variables,
+        learning_rate=RATE,
+        total_steps=10**6,
+        weight_decay=0.01,
+    )
+    model = TrainingModel(core, Task(), optimizer, clip_norm=1.0, jit_compile=xla)
+    batch, labels = data()
+    batch |= {"label": labels, "weight": labels * 0.0 + 1}
+    batch = {name: tf.constant(value) for name, value in batch.items()}
+    batch["weight"] = tf.cast(batch["weight"], "float32")
+    return fitted(model, tf.data.Dataset.from_tensors(batch).repeat())
+
+
+def hub(precision: str):
+    import keras
+    import keras_hub
+    import tensorflow as tf
+
+    keras.config.set_dtype_policy(precision)
+    backbone = keras_hub.models.BertBackbone(
+        vocabulary_size=VOCABULARY,
+        num_layers=LAYERS,
+        num_heads=HEADS,
+        hidden_dim=SIZE,
+        intermediate_dim=INNER,
+        dropout=DROPOUT,
+        max_sequence_length=512,
+    )
+    model = keras_hub.models.BertTextClassifier(
+        backbone, num_classes=2, preprocessor=None
+    )
+    model.compile(
+        optimizer=keras.optimizers.AdamW(RATE, weight_decay=0.01, global_clipnorm=1.0),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    return fitted(model, tf.data.Dataset.from_tensors(data()).repeat())
+
+
+def fitted(model, dataset):
+    def run(steps: int) -> None:
+        model.fit(dataset, steps_per_epoch=steps, verbose=0)
+
+    return run
+
+
+def hf(precision: str):
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification
+
+    config = BertConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=SIZE,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        intermediate_size=INNER,
+        hidden_dropout_prob=DROPOUT,
+        attention_probs_dropout_prob=DROPOUT,
+    )
+    model = BertForSequenceClassification(config).train()
+    optimizer = torch.optim.AdamW(model.parameters(), RATE, weight_decay=0.01)
+    batch, labels = data()
+    names = {"token_ids": "input_ids", "padding_mask": "attention_mask"}
+    names |= {"segment_ids": "token_type_ids"}
+    batch = {names[name]: torch.tensor(value).long() for name, value in batch.items()}
+    labels, low = torch.tensor(labels).long(), precision != "float32"
+
+    def run(steps: int) -> None:
+        for _ in range(steps):
+            with torch.autocast("cpu", torch.bfloat16, enabled=low):
+                loss = model(**batch, labels=labels).loss
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+
+    return run
+
+
+def work(name: str) -> None:
+    """One system: answers each line of standard input, a number of steps, in seconds"""
+    system, dtype, *xla = name.split()
+    precision = dtype if dtype == "float32" else "mixed_bfloat16"
+    run = {"ours": lambda p: ours(p, bool(xla)), "keras-hub": hub, "hf": hf}[system](
+        precision
+    )
+    run(2)
+    print("ready", flush=True)
+    for line in sys.stdin:
+        started = time.perf_counter()
+        run(int(line))
+        print(time.perf_counter() - started, flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=4, help="of a turn")
+    parser.add_argument("--hf_python", default=sys.executable)
+    parser.add_argument("--systems", nargs="+", default=OURS + HUB + HF)
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--output", default="runs/benchmarks/training_step.json")
+    options = parser.parse_args()
+    if options.worker:
+        work(options.worker)
+        return 0
+    environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
+    workers = {}
+    for name in options.systems:
+        python = options.hf_python if name in HF else sys.executable
+        worker = subprocess.Popen(
+            [python, __file__, "--worker", name],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        if next(iter(worker.stdout), "").strip() == "ready":
+            workers[name] = worker
+        else:
+            print(f"{name}: not here", file=sys.stderr)
+    seconds = {name: [] for name in workers}
+    for _ in range(options.rounds):
+        for name, worker in workers.items():
+            worker.stdin.write(f"{options.steps}\n")
+            worker.stdin.flush()
+            seconds[name].append(float(worker.stdout.readline()) / options.steps)
+    for worker in workers.values():
+        worker.stdin.close()
+        worker.wait()
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    best_hub = min((medians[n] for n in HUB if n in medians), default=None)
+    print("| system | ms a step | tokens/s | against the best keras-hub |")
+    print("|---|--:|--:|--:|")
+    for name, median in medians.items():
+        ratio = f"{best_hub / median:.2f}" if best_hub else ""
+        rate = ROWS * LENGTH / median
+        print(f"| {name} | {1000 * median:.0f} | {rate:,.0f} | {ratio} |")
+    output = Path(options.output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    about = {"machine": platform.processor(), "cores": os.cpu_count()}
+    about |= {"load": os.getloadavg(), "seconds_a_step": seconds, "medians": medians}
+    output.write_text(json.dumps(about, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
