@@ -92,7 +92,8 @@ def main(argv: list[str] | None = None) -> int:
         tokenizer = Tokenizer.load(run.path / "tokenizer")
     else:
         tokenizer = tokenizer_for(config, texts, **defaults)
-    defaults["max_length"] = length_limit(tokenizer, splits["train"].rows)
+    most = defaults.pop("length_limit")
+    defaults["max_length"] = length_limit(tokenizer, splits["train"].rows, most)
     vectors = None
     if config.word_vectors:
         vectors = read_word_vectors(config.word_vectors, tokenizer.tokens)

@@ -271,10 +271,28 @@ def test_hashes_spread_evenly():
     assert distinct > 0.98 * 2**18 * (1 - np.exp(-40_000 / 2**18))
 
 
-@pytest.mark.parametrize("pooling", ["mean", "sqrt", "sum"])
-def test_ngram_bag(pooling):
-    layer = NgramBag((1, 2, 3), 512, 8, pooling=pooling, name="x")
+@pytest.mark.parametrize("use_bias", [False, True])
+def test_ngram_bag(use_bias):
+    layer = NgramBag((1, 2, 3), 512, 8, use_bias=use_bias, name="x")
     check_layer(layer, {"token_ids": IDS, "padding_mask": MASK})
+
+
+def test_ngram_bag_is_tfidf_of_what_occurs():
+    """Each n-gram once, its weight over the norm of all weights; zeros say nothing."""
+    layer = NgramBag((1, 2), 4096, 3, initializer="normal")
+    ids, mask = np.array([[5, 7, 5, 7, 9, 0]]), np.array([[1, 1, 1, 1, 1, 0]])
+    layer(ids, mask)
+    random = np.random.default_rng(0)
+    weights = random.uniform(0.5, 2, 4096).astype("float32")
+    hashes, seen = hash_ngrams(ids, mask, (1, 2), 4096)
+    found = set(ops.convert_to_numpy(hashes)[ops.convert_to_numpy(seen) > 0].tolist())
+    assert len(found) == 3 + 4  # of the bigrams, one with the mark of the start
+    weights[min(found)] = 0
+    layer.ngram_weights.assign(weights)
+    picked = np.array(sorted(found))
+    share = weights[picked] / np.linalg.norm(weights[picked])
+    expected = share @ ops.convert_to_numpy(layer.embeddings)[picked]
+    np.testing.assert_allclose(layer(ids, mask)[0], expected, rtol=1e-5)
 
 
 def test_dropout_keeps_the_mean_and_drops_whole_vectors():

@@ -99,7 +99,7 @@ def test_config():
     with pytest.raises(UserError, match="Did you mean 'textcnn'"):
         ClassifierConfig("textcn", 100, 2)
     for architecture in ARCHITECTURES:
-        assert training_defaults(architecture)["learning_rate"] > 0
+        assert training_defaults(architecture, "zh")["learning_rate"] > 0
     regularized = build_classifier(small("textcnn", l2=0.1))
     run(regularized, batch())
     assert sum(float(loss) for loss in regularized.losses) > 0

@@ -103,18 +103,30 @@ class NgramBag(keras.layers.Layer):
             trainable=False,
         )
         if self.use_bias:
-            self.bias = self.add_weight(name="bias", shape=(self.size,))
+            self.bias = self.add_weight(
+                name="bias", shape=(self.size,), initializer="zeros"
+            )
 
     def call(self, token_ids, padding_mask, training=False):
         """Returns `[batch, size]`; arguments as of `hash_ngrams`."""
         hashes, mask = hash_ngrams(token_ids, padding_mask, self.orders, self.buckets)
+        size = hashes.shape[-1] * ops.shape(hashes)[1]
+        hashes = ops.reshape(hashes, (-1, size))
+        mask = ops.reshape(mask, (-1, size))
+        # Sorted, so that what a text says twice stands side by side and counts once:
+        # otherwise the commas of a long text would drown the rest.
+        hashes = ops.sort(ops.where(mask > 0, hashes, self.buckets), axis=-1)
+        real = ops.cast(hashes < self.buckets, "float32")
+        again = ops.cast(hashes[:, 1:] == hashes[:, :-1], "float32")
+        real = real * (1.0 - ops.pad(again, ((0, 0), (1, 0))))
+        hashes = ops.minimum(hashes, self.buckets - 1)
         weights = ops.take(ops.cast(self.ngram_weights, "float32"), hashes, axis=0)
-        weights = weights * ops.cast(mask, "float32")
-        norm = ops.sqrt(ops.sum(ops.square(weights), axis=(1, 2), keepdims=True))
+        weights = weights * real
+        norm = ops.sqrt(ops.sum(ops.square(weights), axis=-1, keepdims=True))
         weights = ops.cast(weights / ops.maximum(norm, 1e-6), self.compute_dtype)
         weights = self.ngram_dropout(weights, training=training)
         vectors = ops.take(self.embeddings, hashes, axis=0)
-        total = ops.einsum("bln,blnd->bd", weights, vectors)
+        total = ops.einsum("bn,bnd->bd", weights, vectors)
         return total + self.bias if self.use_bias else total
 
     def get_config(self):
