@@ -17,7 +17,7 @@ SHAPES = {
         "filters": 128,
         "widths": (2, 3, 4),
         "dropout": 0.5,
-        "token_dropout": 0.1,
+        "token_dropout": 0.0,
     },
     "lstm": {
         "embedding_size": 128,
@@ -62,16 +62,15 @@ TRAINING = {
         "loss": "squared_hinge",
         "learning_rate": 0.3,
         "weight_decay": 3e-4,
-        "warmup_ratio": 0.0,
+        "warmup_ratio": 0.05,
         "ema_decay": 0.0,
-        "clip_norm": 0.0,
         "length_limit": 1024,
         "epochs": 15,
         "patience": 6,
     },
-    "textcnn": {"learning_rate": 1e-3},
-    "lstm": {"learning_rate": 2e-3},
-    "transformer": {"learning_rate": 5e-4},
+    "textcnn": {"learning_rate": 1e-3, "epochs": 8},
+    "lstm": {"learning_rate": 2e-3, "epochs": 6},
+    "transformer": {"learning_rate": 1e-3, "epochs": 8},
 }
 
 
