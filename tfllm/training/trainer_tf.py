@@ -530,8 +530,9 @@ class _Loop(keras.callbacks.Callback):
         figures = trainer.agreed(list(verdict.metrics.values()))
         metrics = dict(zip(verdict.metrics, figures, strict=True))
         score = metrics[task.monitor]
+        # Of equal scores the later one: the learning rate was lower.
         better = state.best_score is None or (
-            score > state.best_score if task.maximize else score < state.best_score
+            score >= state.best_score if task.maximize else score <= state.best_score
         )
         state.validation = metrics
         if better:
