@@ -61,11 +61,11 @@ TRAINING = {
         "optimizer": "sgd",
         "loss": "squared_hinge",
         "learning_rate": 0.3,
-        "weight_decay": 3e-4,
+        "weight_decay": 1e-3,
         "warmup_ratio": 0.05,
         "ema_decay": 0.0,
         "length_limit": 1024,
-        "epochs": 15,
+        "epochs": 20,
         # Convex: it only gets better as the learning rate falls.
         "patience": None,
     },
