@@ -246,3 +246,44 @@ def test_tokens_per_batch_gives_short_texts_larger_batches(tmp_path):
     assert all(0 <= row["data_wait_share"] <= 1 for row in rows)
     with pytest.raises(UserError, match="--packing"):
         train(tmp_path / "no", packing=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("packing", [False, True])
+def test_twenty_kills_with_frozen_weights(tmp_path, root, packing):
+    """SIGKILL at any moment, checkpoints all the time: the same bits in the end."""
+    options = {"rows": 8000, "epochs": 2, "dropout": 0.2, "ema_decay": 0.99}
+    options |= {"optimizer": "adamw", "freeze": ["embedding/*", "block_0/*"]}
+    options |= {"save_minutes": 0, "packs": packing, "packing": packing}
+    options |= {"tokens_per_batch": 24, "gradient_accumulation_steps": 2}
+    options |= {"eval_steps": 100, "learning_rate": 1e-3}
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    path = f"{os.environ.get('PYTHONPATH', '')}:{root}"
+    environment |= {"PYTHONPATH": path}
+    target, random = tmp_path / "killed", np.random.default_rng(packing)
+
+    def start(directory):
+        command = [sys.executable, SCRIPT, str(directory), json.dumps(options)]
+        return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+
+    def newest():
+        return max((p.name for p in target.glob("checkpoints/step-*")), default="")
+
+    kills = 0
+    while kills < 20:
+        process, before = start(target), newest()
+        while process.poll() is None and newest() == before:
+            time.sleep(0.002)
+        time.sleep(random.random() * 0.5)
+        if process.poll() is not None:
+            break
+        process.kill()
+        process.wait()
+        kills += 1
+    assert kills == 20, f"the run ended after {kills} kills"
+    assert start(target).wait() == 0
+    assert start(tmp_path / "whole").wait() == 0
+    whole, resumed = last_arrays(tmp_path / "whole"), last_arrays(target)
+    assert set(whole) == set(resumed)
+    for name, array in whole.items():
+        assert array.tobytes() == resumed[name].tobytes(), name

@@ -43,8 +43,8 @@ class TinyTask:
 
     name, monitor, maximize, max_length = "tiny", "loss", False, LENGTH
 
-    def __init__(self, dropout=0.0):
-        self.dropout = dropout
+    def __init__(self, dropout=0.0, packs=False):
+        self.dropout, self.packs = dropout, packs
 
     def build_model(self, dtype=None):
         import keras
@@ -70,8 +70,9 @@ class TinyTask:
         losses = ops.sparse_categorical_crossentropy(
             batch["token_ids"] * 7 % VOCABULARY, outputs, from_logits=True
         )
-        mask = ops.cast(batch["padding_mask"], "float32") * batch["poison"][:, None]
-        # Padding rows have poison 0; NaN stands where a row is to overflow.
+        mask = ops.cast(batch["padding_mask"], "float32")
+        if not self.packs:  # NaN stands where a row is to overflow
+            mask = mask * batch["poison"][:, None]
         return {"loss": ops.sum(losses * mask)}
 
     def metric_sums(self, outputs, batch):
@@ -104,14 +105,14 @@ def columns(rows=400, poison=None, seed=0):
     return Columns({"token_ids": Ragged.from_lists(texts), "poison": weights})
 
 
-def train(directory, dropout=0.0, poison=None, rows=400, **flags):
+def train(directory, dropout=0.0, poison=None, rows=400, packs=False, **flags):
     """Trains; returns the trainer. With a `TF_CONFIG` this is one of its workers."""
     config = Config(**DEFAULTS | {"output_dir": str(directory)} | flags)
     run, config = open_run("tiny", config, "tiny")
     from tfllm.training.trainer_tf import Trainer
 
     data = columns(rows, poison), columns(8, seed=1)
-    trainer = Trainer(TinyTask(dropout), config, run, *data)
+    trainer = Trainer(TinyTask(dropout, packs), config, run, *data)
     if not run.resumed:
         trainer.settle()
         run.path.mkdir(parents=True, exist_ok=True)

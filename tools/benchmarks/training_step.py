@@ -164,6 +164,36 @@ def work(name: str) -> None:
         print(time.perf_counter() - started, flush=True)
 
 
+def race(file: str, systems, rounds: int, order, options) -> dict[str, list[str]]:
+    """What each system answered to `order`, a process each, in turns."""
+    environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
+    workers = {}
+    for name in systems:
+        python = options.hf_python if name in HF else sys.executable
+        worker = subprocess.Popen(
+            [python, file, *sys.argv[1:], "--worker", name],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        if next(iter(worker.stdout), "").strip() == "ready":
+            workers[name] = worker
+        else:
+            print(f"{name}: not here", file=sys.stderr)
+    answers = {name: [] for name in workers}
+    for _ in range(rounds):
+        for name, worker in workers.items():
+            worker.stdin.write(f"{order}\n")
+            worker.stdin.flush()
+            answers[name].append(worker.stdout.readline().strip())
+    for worker in workers.values():
+        worker.stdin.close()
+        worker.wait()
+    return answers
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
@@ -176,31 +206,11 @@ def main() -> int:
     if options.worker:
         work(options.worker)
         return 0
-    environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
-    workers = {}
-    for name in options.systems:
-        python = options.hf_python if name in HF else sys.executable
-        worker = subprocess.Popen(
-            [python, __file__, "--worker", name],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        if next(iter(worker.stdout), "").strip() == "ready":
-            workers[name] = worker
-        else:
-            print(f"{name}: not here", file=sys.stderr)
-    seconds = {name: [] for name in workers}
-    for _ in range(options.rounds):
-        for name, worker in workers.items():
-            worker.stdin.write(f"{options.steps}\n")
-            worker.stdin.flush()
-            seconds[name].append(float(worker.stdout.readline()) / options.steps)
-    for worker in workers.values():
-        worker.stdin.close()
-        worker.wait()
+    seconds = race(__file__, options.systems, options.rounds, options.steps, options)
+    seconds = {
+        name: [float(answer) / options.steps for answer in answers]
+        for name, answers in seconds.items()
+    }
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     best_hub = min((medians[n] for n in HUB if n in medians), default=None)
     print("| system | ms a step | tokens/s | against the best keras-hub |")
