@@ -26,7 +26,7 @@ SYSTEMS = [*shape.OURS[::2], *shape.HUB]
 def rows(options, name: str, most: int | None):
     from tfllm.data.readers import read
 
-    return read([f"{options.data}/{name}.tsv.gz"], max_samples=most).rows
+    return read([f"{options.data}/{name}.tsv.gz"]).rows[:most]
 
 
 def ours(precision: str, options):
