@@ -92,8 +92,8 @@ def main(argv: list[str] | None = None) -> int:
         tokenizer = Tokenizer.load(run.path / "tokenizer")
     else:
         tokenizer = tokenizer_for(config, texts, **defaults)
-    most = defaults.pop("length_limit")
-    defaults["max_length"] = length_limit(tokenizer, splits["train"].rows, most)
+    rows = splits["train"].rows
+    defaults["max_length"] = length_limit(tokenizer, rows, defaults["length_limit"])
     vectors = None
     if config.word_vectors:
         vectors = read_word_vectors(config.word_vectors, tokenizer.tokens)
@@ -121,7 +121,8 @@ def main(argv: list[str] | None = None) -> int:
 
     # 4. Train, or tell what training would take.
     def prepare(model):
-        fill_ngram_weights(model, columns["train"]["token_ids"])
+        ids = columns["train"]["token_ids"]
+        fill_ngram_weights(model, ids, defaults["idf_power"])
         if vectors is not None:
             set_word_vectors(model, vectors)
 
