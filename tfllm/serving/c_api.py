@@ -148,7 +148,10 @@ class SavedModel(contextlib.AbstractContextManager):
         self.signatures = read_signatures(meta_graph)
         self.notes: list[str] = []
         self._tf = tf = _library()
-        if not xla:
+        if not xla and "tensorflow" in sys.modules:
+            # The switch is one for the whole process, and the caller may need XLA.
+            self.notes.append("XLA stays on: this process uses TensorFlow itself")
+        elif not xla:
             try:
                 tf._ZN10tensorflow21DisableXlaCompilationEv()
             except AttributeError:
