@@ -1,6 +1,6 @@
 """Speed of the tokenizers beside keras-nlp, tensorflow-text and `tokenizers`.
 
-    python tools/benchmarks/tokenizers.py [--text FILE ...] [--json out.json]
+    python tools/benchmarks/tokenization.py [--text FILE ...] [--json out.json]
 
 Every figure is the median of five. `batch 1` is milliseconds for one sentence of 30
 words; the others are MB of UTF-8 a second. What keras-nlp remembers of the last batch
