@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-# Not this folder: it holds a tokenizers.py, as others' packages do.
+# The checkout, also when it is not installed.
 sys.path[0] = str(ROOT)
 LAYERS, SIZE, HEADS, INNER, VOCABULARY = 4, 256, 4, 1024, 21128
 ROWS, LENGTH, DROPOUT, RATE = 64, 64, 0.1, 1e-4
