@@ -122,7 +122,8 @@ def main(argv: list[str] | None = None) -> int:
     # 4. Train, or tell what training would take.
     def prepare(model):
         ids = columns["train"]["token_ids"]
-        fill_ngram_weights(model, ids, defaults["idf_power"])
+        two = columns["train"]["label"] if len(labels) == 2 else None
+        fill_ngram_weights(model, ids, defaults["idf_power"], two)
         if vectors is not None:
             set_word_vectors(model, vectors)
 
