@@ -143,9 +143,12 @@ def main(argv: list[str] | None = None) -> int:
     best = load_run(run.path)
     baseline = None
     if config.baseline:
-        train_labels = [row["label"] for row in splits["train"].rows]
-        test_texts = [row["text"] for row in splits["test"].rows]
-        floor = tfidf_svm(texts, train_labels, test_texts, language)
+        train_labels = [row["label"] for row in rows]
+        seen, asked = (
+            [" ".join(filter(None, (r["text"], r.get("text_pair")))) for r in part]
+            for part in (rows, splits["test"].rows)
+        )
+        floor = tfidf_svm(seen, train_labels, asked, language)
         baseline = ("TF-IDF and linear SVM", floor)
     results = write_classification_report(
         run.path / "eval",

@@ -177,7 +177,7 @@ def test_pairs_train_and_export(work, recipe):
     status = recipe(
         *("text_classification", "--train_file", "pairs.jsonl", *FAST),
         *("--model", "textcnn", "--epochs", 1, "--output_dir", work / "runs/pairs"),
-        *("--export_name", "pairs"),
+        *("--export_name", "pairs", "--baseline"),
     )
     assert status == 0
     rows = [json.loads(line) for line in open("runs/pairs/eval/predictions.jsonl")]

@@ -151,8 +151,7 @@ def export_command(parser: ArgumentParser, argv: list[str]) -> int:
     run = _load(options.run)
     from tfllm.serving.runs import export_run
 
-    name = options.name or run.path.resolve().name.rsplit("-", 1)[-1]
-    note(str(export_run(run, name, options.directory)))
+    note(str(export_run(run, options.name, options.directory)))
     return 0
 
 

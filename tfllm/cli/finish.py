@@ -19,7 +19,6 @@ def finish(run: RunDirectory, config, opened, results: dict, files: list[dict]) 
     Returns:
         The exit status, 0.
     """
-    name = config.export_name or run.path.name.rsplit("-", 1)[-1]
     path = run.path
     count = sum(int(v.numpy().size) for v in opened.model.weights)
     task = opened.task
@@ -43,7 +42,7 @@ def finish(run: RunDirectory, config, opened, results: dict, files: list[dict]) 
     if config.export:
         from tfllm.serving.runs import export_run
 
-        exported = export_run(opened, name)
+        exported = export_run(opened, config.export_name)
     show(run, exported)
     return 0
 

@@ -14,8 +14,12 @@ from tfllm.tasks.runs import Run
 SAMPLES = 16  # recorded answers that the check compares
 
 
-def export_run(run: Run, name: str, directory: str | Path = "saved_models") -> Path:
+def export_run(
+    run: Run, name: str | None = None, directory: str | Path = "saved_models"
+) -> Path:
     """Exports a run's best model as the next version of `directory/name`.
+
+    Without a name the model takes the last word of the run directory's name.
 
     The recorded answers are rows of the run's own `eval/predictions.jsonl`: an export
     that answers otherwise is refused.
@@ -25,6 +29,7 @@ def export_run(run: Run, name: str, directory: str | Path = "saved_models") -> P
     """
     from tfllm.tasks.text_classification_tf import ServedClassifier
 
+    name = name or run.path.resolve().name.rsplit("-", 1)[-1]
     folder = run.path / "eval"
     if not (folder / "predictions.jsonl").exists():
         raise UserError(
