@@ -57,6 +57,20 @@ def test_rows_are_dropped_only_when_asked(files):
         load_splits(flags(test_file=files / "test.tsv"), "none")
 
 
+def test_validation_rows_are_held_out_where_they_are_wanted(files):
+    given = {"train_file": files / "train.tsv", "test_file": files / "test.tsv"}
+    made = load_splits(flags(**given), "none", validate=False)
+    assert list(made) == ["train", "test"]
+    assert len(made["train"]) == 1000
+    made = load_splits(flags(**given, drop_leaked=True), "none", validate=False)
+    assert len(made["train"]) < 1000
+    some = DataFlags([str(files / "train.tsv")], validation_share=0.2)
+    made = load_splits(some, "none", validate=False)
+    assert 175 <= len(made["validation"]) <= 185
+    none = DataFlags([str(files / "train.tsv")], validation_share=0.0)
+    assert list(load_splits(none, "none")) == ["train", "test"]
+
+
 def test_samples_stand_in(monkeypatch):
     rows = [{"text": f"text {i}", "label": str(i % 2)} for i in range(30)]
     parts = {"train": rows[:20], "validation": rows[20:25], "test": rows[25:]}

@@ -33,19 +33,29 @@ class DataFlags:
     max_eval_samples: int | None = flag(
         None, "use so many validation and test rows", minimum=1
     )
+    validation_share: float | None = flag(
+        None,
+        "held out of the training rows when there is no validation file; 0: nothing",
+        minimum=0.0,
+        maximum=0.5,
+    )
     drop_duplicates: bool = flag(False, "drop repeated training rows")
     drop_leaked: bool = flag(
         False, "drop training rows that stand in validation or test"
     )
 
 
-def load_splits(flags: DataFlags, sample: str, seed: int = 0) -> dict[str, Records]:
+def load_splits(
+    flags: DataFlags, sample: str, seed: int = 0, validate: bool = True
+) -> dict[str, Records]:
     """Reads `train`, `validation` and `test`, and says what was found.
 
     Args:
         flags: Files, columns and limits.
         sample: Name of the sample data that stand in when no file is given.
         seed: Of what is held out.
+        validate: Whether validation rows are held out when neither a file nor
+            `validation_share` speaks of them; otherwise there is no such split.
 
     Raises:
         UserError: For files that cannot be read (see `readers.read`).
@@ -74,27 +84,39 @@ def load_splits(flags: DataFlags, sample: str, seed: int = 0) -> dict[str, Recor
     if flags.drop_duplicates:
         splits["train"] = drop_duplicates(splits["train"])
     for name in ("test", "validation"):
-        if name not in splits:
-            splits["train"], splits[name] = hold_out(splits["train"], f"{seed} {name}")
-            note(f"{name}: {len(splits[name]):,} rows held out from the training rows")
+        if name in splits:
+            continue
+        share = flags.validation_share if name == "validation" else None
+        if name == "validation" and not (validate if share is None else share):
+            note("validation: none; --validation_share 0.1 would hold out a tenth")
+            continue
+        splits["train"], splits[name] = hold_out(
+            splits["train"], f"{seed} {name}", share
+        )
+        note(f"{name}: {len(splits[name]):,} rows held out from the training rows")
     if flags.drop_leaked:
-        others = (splits["validation"], splits["test"])
+        others = [splits[name] for name in ("validation", "test") if name in splits]
         splits["train"] = drop_leaked(splits["train"], others)
     limits = {"train": flags.max_train_samples}
     return {
         name: splits[name].take(limits.get(name, flags.max_eval_samples))
         for name in ("train", "validation", "test")
+        if name in splits
     }
 
 
-def hold_out(records: Records, seed: object = 0) -> tuple[Records, Records]:
+def hold_out(
+    records: Records, seed: object = 0, share: float | None = None
+) -> tuple[Records, Records]:
     """Splits rows in two by a hash of their text: (the rest, what is held out).
 
-    A text and its repetitions fall on the same side, whatever their order, so that
-    nothing that is held out can be learned by heart.
+    Without a `share` it is `SHARE`, but enough rows to choose a model by. A text and
+    its repetitions fall on the same side, whatever their order, so that nothing that is
+    held out can be learned by heart.
     """
     size = len(records)
-    wanted = int(min(max(SHARE * size, FEWEST), MOST_SHARE * size))
+    enough = min(max(SHARE * size, FEWEST), MOST_SHARE * size)
+    wanted = int(enough if share is None else share * size)
     hashes = [sha256(f"{seed}\0{text_key(row)}") for row in records.rows]
     last = sorted(hashes)[max(wanted, 1) - 1] if hashes else ""
     chosen = [value <= last for value in hashes]

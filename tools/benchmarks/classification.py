@@ -70,9 +70,12 @@ def measure(options, name: str, model: str, seed: int, flags: list[str]) -> dict
             sys.exit(f"{done.stdout}\n{done.stderr}")
         timed.write_text(str((time.perf_counter() - started) / 60))
     results = json.loads((run / "eval/results.json").read_text(encoding="utf-8"))
-    splits = ("validation", "test", "test_without_leaked")
-    blocks = {split: results.get(split, results["test"]) for split in splits}
-    figures = {split: blocks[split]["metrics"]["accuracy"] for split in splits}
+    results.setdefault("test_without_leaked", results["test"])
+    figures = {
+        split: results[split]["metrics"]["accuracy"]
+        for split in ("validation", "test", "test_without_leaked")
+        if split in results
+    }
     return figures | {"minutes": float(timed.read_text())}
 
 
@@ -80,8 +83,9 @@ def row(name: str, model: str, runs: list[dict]) -> str:
     """Means over the seeds, and the spread of the test accuracy."""
     mean = {key: statistics.mean(run[key] for run in runs) for key in runs[0]}
     spread = statistics.stdev(run["test"] for run in runs) if len(runs) > 1 else 0.0
+    validation = f"{mean['validation']:.2%}" if "validation" in mean else "–"
     return (
-        f"| {name} | {model} | {mean['validation']:.2%} | {mean['test']:.2%} "
+        f"| {name} | {model} | {validation} | {mean['test']:.2%} "
         f"± {100 * spread:.2f} | {mean['test_without_leaked']:.2%} "
         f"| {mean['minutes']:.1f} |"
     )
