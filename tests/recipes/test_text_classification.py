@@ -87,6 +87,41 @@ def test_the_export_answers_as_predictions_jsonl(run, work):
             assert score == pytest.approx(row["scores"][label], abs=1e-4)
 
 
+def test_every_answer_of_the_server_is_compared_on_request(run, work, capsys):
+    model, path = work / "saved_models" / "toy", run / "eval/predictions.jsonl"
+    assert tfllm(["check", str(model), "--predictions", str(path)]) == 0
+    assert "80 of 80" in capsys.readouterr().out
+    rows = [json.loads(line) for line in open(path)]
+    others = {row["prediction"] for row in rows} - {rows[7]["prediction"]}
+    rows[7]["prediction"] = others.pop()
+    other = work / "other.jsonl"
+    other.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert tfllm(["check", str(model), "--predictions", str(other)]) == 2
+    assert "1 answers are not those" in capsys.readouterr().out
+    assert tfllm(["check", str(model), "--predictions", str(work / "no")]) == 2
+    assert "no predictions of this model" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_server_answers_as_measured_on_all_of_chnsenticorp(
+    shared, work, recipe, capsys
+):
+    data, path = shared / "chnsenticorp", work / "runs" / "chnsenticorp"
+    status = recipe(
+        *("text_classification", "--train_file", data / "train.tsv.gz"),
+        *("--validation_file", data / "dev.tsv.gz"),
+        *("--test_file", data / "test.tsv.gz"),
+        *("--output_dir", path, "--export_name", "chnsenticorp"),
+    )
+    assert status == 0
+    predictions = path / "eval/predictions.jsonl"
+    model = work / "saved_models" / "chnsenticorp"
+    assert tfllm(["check", str(model), "--predictions", str(predictions)]) == 0
+    assert "1,200 of 1,200" in capsys.readouterr().out
+    results = json.loads((path / "eval/results.json").read_text())
+    assert results["test"]["metrics"]["accuracy"] > 0.925
+
+
 def test_tensorboard_has_scalars_graph_pictures_and_texts(run):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -5,7 +5,8 @@
    were recorded when it was exported: whole, row by row, and in another order.
 3. Empty, ill-formed and enormous texts get an answer or an error, never a crash, and
    leave the other rows of their batch alone.
-4. Every weight is stored once. Sizes and latency are measured.
+4. On request it gives the answers of a run's `predictions.jsonl`, every one of them.
+5. Every weight is stored once. Sizes and latency are measured.
 
 This module must not import TensorFlow.
 """
@@ -22,10 +23,12 @@ from pathlib import Path
 import numpy as np
 
 from tfllm.core import console
+from tfllm.core.errors import UserError
 from tfllm.serving import c_api, protos
 
 RECORD = "assets.extra/tfllm.json"
 TOLERANCE = 1e-4
+ANSWERS = ("label", "answer", "text", "score")  # outputs that are a prediction
 _PYTHON_OPS = {"PyFunc", "PyFuncStateless", "EagerPyFunc"}
 _HOSTILE = {
     "empty": "",
@@ -85,6 +88,7 @@ def check(
     directory: str | Path,
     *,
     allow_xla: bool = False,
+    predictions: str | Path | None = None,
     timing_seconds: float = 0.5,
     timeout: float = 120,
 ) -> CheckReport:
@@ -93,6 +97,8 @@ def check(
     Args:
         directory: Holds `saved_model.pb`.
         allow_xla: Accepts what needs a server with `--xla_cpu_compilation_enabled`.
+        predictions: A run's `eval/predictions.jsonl`: `serving_default` must give the
+            same answers, with scores to 1e-4.
         timing_seconds: How long to measure each signature at each batch size.
         timeout: Seconds that loading, or one answer, may take.
 
@@ -107,6 +113,8 @@ def check(
         if report.sound:
             with c_api.Process(directory, xla=allow_xla, timeout=timeout) as process:
                 _check_answers(process, record, report, timing_seconds)
+                if predictions and report.sound:
+                    _check_predictions(process, predictions, report)
     except c_api.ModelError as error:
         report.problems.append(f"does not load: {error}")
     return report
@@ -217,6 +225,40 @@ def _check_answers(
             asked.problem(str(error))
             if error.code == c_api.GONE:
                 return
+
+
+def _check_predictions(process, path: str | Path, report: CheckReport) -> None:
+    """Asks for every row of `predictions.jsonl`, 64 at a time."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        rows = [json.loads(line) for line in lines]
+        inputs = process.signatures["serving_default"].inputs
+        asked = {name: [row[name] for row in rows] for name in inputs}
+        wanted = [row["prediction"] for row in rows]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"no predictions of this model: {type(error).__name__} {error}", path
+        ) from None
+    parts = [
+        process.run("serving_default", {k: v[i : i + 64] for k, v in asked.items()})
+        for i in range(0, len(rows), 64)
+    ]
+    got = {
+        key: np.concatenate([np.asarray(part[key]) for part in parts])
+        for key in set(ANSWERS) & set(parts[0])
+    }
+    answers = next(got[key] for key in ANSWERS if key in got)
+    other = [i for i, (a, b) in enumerate(zip(answers, wanted, strict=True)) if a != b]
+    scores = np.array([row["score"] for row in rows], dtype=float)
+    distance = float(np.max(np.abs(got["score"] - scores))) if "score" in got else 0.0
+    report.figures["predictions_equal"] = f"{len(rows) - len(other):,} of {len(rows):,}"
+    report.figures["scores_differ_by"] = distance
+    if other or not distance <= TOLERANCE:
+        where = f", first in row {other[0] + 1}" if other else ""
+        report.problems.append(
+            f"{len(other)} answers are not those of {path}{where}; scores differ by "
+            f"{distance:.2g}"
+        )
 
 
 class _Asked:
@@ -377,8 +419,17 @@ def main(argv: list[str] | None = None) -> int:
         action="store_true",
         help="accept what needs a server with --xla_cpu_compilation_enabled",
     )
+    parser.add_argument(
+        "--predictions",
+        metavar="FILE",
+        help="a run's eval/predictions.jsonl: every answer must be the same",
+    )
     arguments = parser.parse_args(argv)
-    report = check(arguments.directory, allow_xla=arguments.allow_xla)
+    report = check(
+        arguments.directory,
+        allow_xla=arguments.allow_xla,
+        predictions=arguments.predictions,
+    )
     report.print()
     return 0 if report.sound else 2
 
