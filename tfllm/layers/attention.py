@@ -27,18 +27,21 @@ class AttentionBias(keras.layers.Layer):
         self.causal = causal
         self.window = window
 
-    def call(self, padding_mask, sequence_ids=None):
+    def call(self, padding_mask, sequence_ids=None, places=None):
         """Returns `[batch, 1, length or 1, length]`.
 
         Args:
             padding_mask: int `[batch, length]`, 1 at real tokens.
             sequence_ids: int `[batch, length]` in packed rows: only tokens with the
                 same number see each other.
+            places: int32 `[queries]`, where the tokens that look stand among those of
+                `padding_mask`, when these are a cache; None when they are the same.
         """
         allowed = ops.cast(padding_mask, "bool")[:, None, None, :]
         if self.causal or self.window:
-            places = ops.arange(ops.shape(padding_mask)[1], dtype="int32")
-            distance = places[:, None] - places[None, :]
+            keys = ops.arange(ops.shape(padding_mask)[1], dtype="int32")
+            queries = keys if places is None else places
+            distance = queries[:, None] - keys[None, :]
             if self.causal:
                 allowed = ops.logical_and(allowed, distance >= 0)
             if self.window:
@@ -69,6 +72,7 @@ class MultiHeadAttention(keras.layers.Layer):
         norm_epsilon: Of that norm.
         dropout: On the attention shares.
         initializer: Of the kernels.
+        output_initializer: Of the output's kernel; None for `initializer`.
     """
 
     def __init__(
@@ -83,6 +87,7 @@ class MultiHeadAttention(keras.layers.Layer):
         norm_epsilon=1e-6,
         dropout=0.0,
         initializer="glorot_uniform",
+        output_initializer=None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -101,12 +106,13 @@ class MultiHeadAttention(keras.layers.Layer):
         self.norm_epsilon = norm_epsilon
         self.dropout = dropout
         self.initializer = keras.initializers.get(initializer)
+        self.output_initializer = keras.initializers.get(output_initializer)
 
-        def dense(name, size, bias):
+        def dense(name, size, bias, initializer=self.initializer):
             return keras.layers.Dense(
                 size,
                 use_bias=bias,
-                kernel_initializer=self.initializer.clone(),
+                kernel_initializer=initializer.clone(),
                 dtype=self.dtype_policy,
                 name=name,
             )
@@ -114,7 +120,12 @@ class MultiHeadAttention(keras.layers.Layer):
         self.query = dense("query", num_heads * self.head_size, use_bias)
         self.key = dense("key", self.num_kv_heads * self.head_size, use_bias)
         self.value = dense("value", self.num_kv_heads * self.head_size, use_bias)
-        self.output_dense = dense("output", hidden_size, self.output_bias)
+        self.output_dense = dense(
+            "output",
+            hidden_size,
+            self.output_bias,
+            self.output_initializer or self.initializer,
+        )
         if qk_norm:
             self.query_norm, self.key_norm = (
                 keras.layers.RMSNormalization(
@@ -186,7 +197,15 @@ class MultiHeadAttention(keras.layers.Layer):
             ops.reshape(mixed, (-1, length, self.num_heads * self.head_size))
         )
 
-    def call(self, hidden, bias=None, rotary=None, context=None, training=False):
+    def call(
+        self,
+        hidden,
+        bias=None,
+        rotary=None,
+        context=None,
+        training=False,
+        cache=None,
+    ):
         """Returns `[batch, length, hidden_size]`.
 
         Args:
@@ -195,10 +214,15 @@ class MultiHeadAttention(keras.layers.Layer):
             rotary: What `RotaryPositions` returned, for self-attention.
             context: `[batch, keys, hidden_size]` to look at instead of `hidden`.
             training: Whether dropout is on.
+            cache: A function that keeps the new keys and values `[batch, length,
+                num_kv_heads, head_size]` and returns all there are; `bias` covers
+                these. For decoding: how they are kept is the caller's business.
         """
         query = self.project_query(hidden, rotary)
         source = hidden if context is None else context
         key, value = self.project_key_value(source, rotary)
+        if cache is not None:
+            key, value = cache(key, value)
         return self.attend(query, key, value, bias, training=training)
 
     def _heads(self, hidden, num_heads):
@@ -213,4 +237,5 @@ class MultiHeadAttention(keras.layers.Layer):
             **super().get_config(),
             **{name: getattr(self, name) for name in names.split()},
             "initializer": keras.initializers.serialize(self.initializer),
+            "output_initializer": keras.initializers.serialize(self.output_initializer),
         }

@@ -32,6 +32,7 @@ class FeedForward(keras.layers.Layer):
         use_bias: Biases of all dense layers.
         dropout: On the vectors in between.
         initializer: Of the kernels.
+        output_initializer: Of the last kernel; None for `initializer`.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class FeedForward(keras.layers.Layer):
         use_bias=True,
         dropout=0.0,
         initializer="glorot_uniform",
+        output_initializer=None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -51,19 +53,21 @@ class FeedForward(keras.layers.Layer):
         self.use_bias = use_bias
         self.dropout = dropout
         self.initializer = keras.initializers.get(initializer)
+        self.output_initializer = keras.initializers.get(output_initializer)
 
-        def dense(name, size):
+        def dense(name, size, initializer=self.initializer):
             return keras.layers.Dense(
                 size,
                 use_bias=use_bias,
-                kernel_initializer=self.initializer.clone(),
+                kernel_initializer=initializer.clone(),
                 dtype=self.dtype_policy,
                 name=name,
             )
 
         self.up = dense("up", intermediate_size)
         self.gate = dense("gate", intermediate_size) if activation in GATED else None
-        self.down = dense("down", hidden_size)
+        last = self.output_initializer or self.initializer
+        self.down = dense("down", hidden_size, last)
         self.inner_dropout = Dropout(dropout, dtype=self.dtype_policy, name="dropout")
 
     def build(self, hidden_shape):
@@ -95,4 +99,5 @@ class FeedForward(keras.layers.Layer):
             **super().get_config(),
             **{name: getattr(self, name) for name in names.split()},
             "initializer": keras.initializers.serialize(self.initializer),
+            "output_initializer": keras.initializers.serialize(self.output_initializer),
         }

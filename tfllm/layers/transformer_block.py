@@ -37,6 +37,8 @@ class TransformerBlock(keras.layers.Layer):
         dropout: On what is added to the residual.
         attention_dropout: On the attention shares.
         initializer: Of the kernels.
+        output_initializer: Of the kernels whose product is added to the residual; None
+            for `initializer`.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class TransformerBlock(keras.layers.Layer):
         dropout=0.0,
         attention_dropout=0.0,
         initializer="glorot_uniform",
+        output_initializer=None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -81,6 +84,9 @@ class TransformerBlock(keras.layers.Layer):
             "initializer": keras.initializers.serialize(
                 keras.initializers.get(initializer)
             ),
+            "output_initializer": keras.initializers.serialize(
+                keras.initializers.get(output_initializer)
+            ),
         }
         self.norm_first = norm_first
         self.cross_attention = cross_attention
@@ -98,6 +104,7 @@ class TransformerBlock(keras.layers.Layer):
                 norm_epsilon=norm_epsilon,
                 dropout=attention_dropout,
                 initializer=initializer,
+                output_initializer=output_initializer,
                 dtype=policy,
                 name=name,
             )
@@ -119,6 +126,7 @@ class TransformerBlock(keras.layers.Layer):
             activation=activation,
             use_bias=feed_forward_bias,
             initializer=initializer,
+            output_initializer=output_initializer,
             dtype=policy,
             name="feed_forward",
         )
@@ -139,6 +147,7 @@ class TransformerBlock(keras.layers.Layer):
         context=None,
         context_bias=None,
         training=False,
+        cache=None,
     ):
         """Returns `[batch, length, hidden_size]`.
 
@@ -149,7 +158,11 @@ class TransformerBlock(keras.layers.Layer):
             context: `[batch, keys, hidden_size]`, with `cross_attention`.
             context_bias: `[batch, 1, 1, keys]`.
             training: Whether dropout is on.
+            cache: See `MultiHeadAttention`; for the self-attention.
         """
+        options = {"bias": bias, "rotary": rotary, "training": training}
+        if cache is not None:
+            options["cache"] = cache
 
         def residual(name, hidden, function):
             norm = getattr(self, f"{name}_norm")
@@ -161,7 +174,7 @@ class TransformerBlock(keras.layers.Layer):
         hidden = residual(
             "attention",
             hidden,
-            lambda x: self.attention(x, bias=bias, rotary=rotary, training=training),
+            lambda x: self.attention(x, **options),
         )
         if self.cross_attention:
             hidden = residual(

@@ -1,21 +1,42 @@
 """The Transformer encoder, one builder for the BERT family.
 
-BERT's shape is the default. Layer names do not depend on what stands above, so the
-weights of an encoder and of a classifier that holds it have the same paths.
+BERT's shape is the default; RoBERTa counts positions from 2, ALBERT shares one block
+and has narrow embeddings, DistilBERT has neither segments nor pooler. Layer names do
+not depend on what stands above, so the weights of an encoder and of a classifier that
+holds it have the same paths.
 """
 
 from dataclasses import asdict, dataclass
 
 import keras
+from keras import ops
 
 from tfllm.layers.attention import AttentionBias
 from tfllm.layers.dropout import Dropout
+from tfllm.layers.feed_forward import activate
+from tfllm.layers.output_bias import OutputBias
 from tfllm.layers.positions import (
     PositionEmbedding,
     RotaryPositions,
     SinusoidalPositions,
 )
 from tfllm.layers.transformer_block import TransformerBlock, norm_layer
+
+# The sizes of Turc et al. (2019), to be handed to `EncoderConfig`.
+SIZES = {
+    name: {
+        "hidden_size": hidden_size,
+        "num_layers": num_layers,
+        "num_heads": hidden_size // 64,
+        "intermediate_size": 4 * hidden_size,
+    }
+    for name, hidden_size, num_layers in (
+        ("tiny", 128, 2),
+        ("mini", 256, 4),
+        ("small", 512, 4),
+        ("base", 768, 12),
+    )
+}
 
 
 @dataclass
@@ -29,11 +50,12 @@ class EncoderConfig:
         num_heads: Number of attention heads.
         intermediate_size: Inner size of the feed-forward networks.
         max_length: Number of learned positions.
-        num_segments: Number of segments; 0 for an encoder without `segment_ids`.
+        num_segments: Number of segments; 0 for an encoder without segments, 1 for one
+            vector that is added everywhere (RoBERTa); neither takes `segment_ids`.
         position: `learned`, `sinusoidal`, `rotary` or None.
         position_offset: First learned position (RoBERTa: 2).
-        embedding_size: Size of the embeddings when smaller (ALBERT); None for
-            `hidden_size`.
+        embedding_size: Size of the embeddings, projected to `hidden_size` (ALBERT);
+            None for `hidden_size` without a projection.
         embedding_norm: Norm on the embeddings.
         share_layers: All blocks are one (ALBERT).
         num_kv_heads: Key and value heads; None for `num_heads`.
@@ -43,8 +65,9 @@ class EncoderConfig:
         norm_epsilon: Of every norm.
         dropout: On embeddings and residual branches.
         attention_dropout: On attention shares.
-        pooler: A dense tanh layer on the first token's vector (BERT).
+        pooler: A dense layer on the first token's vector (BERT).
         initializer_range: Standard deviation of the first weights.
+        pooler_activation: `tanh`, or `relu` (DistilBERT's classifiers).
     """
 
     vocabulary_size: int
@@ -68,6 +91,7 @@ class EncoderConfig:
     attention_dropout: float = 0.1
     pooler: bool = True
     initializer_range: float = 0.02
+    pooler_activation: str = "tanh"
 
     def to_dict(self) -> dict:
         """Returns what `EncoderConfig(**…)` takes."""
@@ -120,19 +144,22 @@ def encode(config: EncoderConfig, inputs: dict, dtype=None):
             hidden, positions
         )
     if config.num_segments:
+        segments = inputs.get("segment_ids")
+        if segments is None:
+            segments = ops.zeros_like(inputs["token_ids"])
         hidden += keras.layers.Embedding(
             config.num_segments,
             size,
             embeddings_initializer=initializer(),
             name="segment_embedding",
             **common,
-        )(inputs["segment_ids"])
+        )(segments)
     if config.embedding_norm:
         hidden = norm_layer(
             config.norm, config.norm_epsilon, name="embedding_norm", **common
         )(hidden)
     hidden = Dropout(config.dropout, name="embedding_dropout", **common)(hidden)
-    if size != config.hidden_size:
+    if config.embedding_size:
         hidden = keras.layers.Dense(
             config.hidden_size,
             kernel_initializer=initializer(),
@@ -176,32 +203,90 @@ def encode(config: EncoderConfig, inputs: dict, dtype=None):
 
 def pool(config: EncoderConfig, hidden, dtype=None):
     """BERT's pooler: `[batch, hidden_size]` from the first token's vector."""
-    return keras.layers.Dense(
+    return _dense(
+        config,
         config.hidden_size,
-        activation="tanh",
-        kernel_initializer=keras.initializers.TruncatedNormal(
-            stddev=config.initializer_range
-        ),
+        "pooler",
+        activation=config.pooler_activation,
         dtype=dtype,
-        name="pooler",
     )(hidden[:, 0])
 
 
-def encoder(config: EncoderConfig, dtype=None, packed=False) -> keras.Model:
+def masked_lm_features(config: EncoderConfig, hidden, dtype=None):
+    """BERT's transform before the vocabulary.
+
+    Args:
+        config: Shape of the encoder.
+        hidden: `[…, hidden_size]`, all places or only the masked ones.
+        dtype: Name of a Keras dtype policy.
+
+    Returns:
+        `[…, embedding_size]`, to be multiplied with the token embedding.
+    """
+    size = config.embedding_size or config.hidden_size
+    hidden = _dense(config, size, "masked_lm_dense", dtype=dtype)(hidden)
+    return norm_layer(
+        config.norm, config.norm_epsilon, dtype=dtype, name="masked_lm_norm"
+    )(activate(config.activation, hidden))
+
+
+def encoder(
+    config: EncoderConfig,
+    dtype=None,
+    packed=False,
+    masked_lm=False,
+    next_sentence=False,
+    num_labels=0,
+) -> keras.Model:
     """Builds an encoder.
 
     Args:
         config: Its shape.
         dtype: Name of a Keras dtype policy; None for the global one.
         packed: Takes `sequence_ids` and `positions` too.
+        masked_lm: Adds BERT's head for masked words.
+        next_sentence: Adds BERT's head for the next sentence, or ALBERT's for the
+            order of two.
+        num_labels: Adds a classifier of that many labels.
 
     Returns:
-        A model from int32 `token_ids`, `padding_mask` (and `segment_ids`)
-        `[batch, length]` to a dict: `hidden` `[batch, length, hidden_size]` and, with
-        `config.pooler`, `pooled` `[batch, hidden_size]`.
+        A model from int32 `token_ids`, `padding_mask` (and, with two segments or more,
+        `segment_ids`) `[batch, length]` to a dict: `hidden` `[batch, length,
+        hidden_size]`, `pooled` `[batch, hidden_size]` with `config.pooler`, and the
+        heads' float32 logits: `masked_lm` `[batch, length, vocabulary_size]`,
+        `next_sentence` `[batch, 2]`, `logits` `[batch, num_labels]` from the pooler or,
+        without one, `[batch, length, num_labels]`.
     """
-    inputs = token_inputs(bool(config.num_segments), packed)
-    outputs = {"hidden": encode(config, inputs, dtype)}
+    inputs = token_inputs(config.num_segments > 1, packed)
+    hidden = encode(config, inputs, dtype)
+    outputs = {"hidden": hidden}
     if config.pooler:
-        outputs["pooled"] = pool(config, outputs["hidden"], dtype)
+        outputs["pooled"] = pool(config, hidden, dtype)
+    if masked_lm:
+        embedding = keras.Model(inputs, hidden).get_layer("token_embedding")
+        features = masked_lm_features(config, hidden, dtype)
+        outputs["masked_lm"] = OutputBias(name="masked_lm_bias")(
+            embedding(features, reverse=True)
+        )
+    if next_sentence:
+        outputs["next_sentence"] = _dense(config, 2, "next_sentence", dtype="float32")(
+            outputs["pooled"]
+        )
+    if num_labels:
+        features = outputs.get("pooled", hidden)
+        features = Dropout(config.dropout, dtype=dtype, name="head_dropout")(features)
+        outputs["logits"] = _dense(config, num_labels, "logits", dtype="float32")(
+            features
+        )
     return keras.Model(inputs, outputs, name="encoder")
+
+
+def _dense(config, size, name, **options):
+    return keras.layers.Dense(
+        size,
+        kernel_initializer=keras.initializers.TruncatedNormal(
+            stddev=config.initializer_range
+        ),
+        name=name,
+        **options,
+    )

@@ -1,0 +1,264 @@
+"""Checkpoints of others: opened, looked at, and poured into our models."""
+
+import json
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from tfllm.core.errors import UserError
+from tfllm.models.decoder import DecoderConfig, decoder
+from tfllm.models.encoder import encoder
+from tfllm.models.pretrained import presets, tensors
+from tfllm.models.pretrained.configs import Config, family_of, read_config
+from tfllm.models.pretrained.families import FAMILIES
+from tfllm.models.pretrained.tensors import Lazy
+from tfllm.text import Tokenizer
+from tfllm.text.formats import gguf_metadata
+
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+HEADS = {
+    "masked_lm": "masked_lm_dense",
+    "next_sentence": "next_sentence",
+    "logits": "logits",
+}
+
+
+@dataclass
+class Checkpoint:
+    """What lies in a checkpoint.
+
+    Attributes:
+        family: Its name in `FAMILIES`.
+        config: The shape of the model.
+        source: The directory or file.
+        labels: Names of the classes by number, if there is a classifier.
+        heads: Which of `masked_lm`, `next_sentence` and `logits` are there.
+        tensors: Name → tensor, read when it is wanted.
+    """
+
+    family: str
+    config: Config
+    source: Path
+    tensors: dict[str, Lazy]
+    labels: list[str] | None = None
+    heads: tuple[str, ...] = ()
+    # A classifier of whole texts, where that has another shape than one of tokens.
+    classifier: bool = False
+
+    def build(self, dtype=None, packed: bool = False) -> keras.Model:
+        """The model with every head that the checkpoint has, filled.
+
+        Args:
+            dtype: Name of a Keras dtype policy; None for the global one.
+            packed: Takes `sequence_ids` and `positions` too.
+        """
+        if isinstance(self.config, DecoderConfig):
+            model = decoder(self.config, dtype, packed)
+        else:
+            model = encoder(
+                self.config,
+                dtype,
+                packed,
+                masked_lm="masked_lm" in self.heads,
+                next_sentence="next_sentence" in self.heads,
+                num_labels=len(self.labels or ()),
+            )
+        self.fill(model)
+        return model
+
+    def fill(self, model: keras.Model, heads: bool = True) -> dict[str, list[str]]:
+        """Pours the weights into a built model, tensor by tensor.
+
+        Args:
+            model: Made from `config`; its layers have the names that `encoder` and
+                `decoder` give them.
+            heads: Whether pooler and heads must be the same on both sides. False for
+                fine-tuning, where a model has a head of its own.
+
+        Returns:
+            `fresh`: weights of the model that keep what they had; `unused`: tensors
+            that found no place. Both empty with `heads`.
+
+        Raises:
+            UserError: A tensor is missing, left over, or of another shape. All such are
+                listed, and the model is as it was.
+        """
+        family = FAMILIES[self.family]
+        places, used, fresh, problems = [], set(), [], []
+        for variable in model.weights:
+            tensor = family.tensor_of(variable.path, self.classifier)
+            lazy = tensor and self.tensors.get(tensor.name)
+            if lazy is None:
+                told = f"missing {tensor.name if tensor else variable.path}"
+                own = not variable.path.startswith(("block_", "token_embedding"))
+                own = own and (tensor is None or family.is_head(tensor.name))
+                (problems, fresh)[own and not heads].append(
+                    variable.path if own and not heads else told
+                )
+                continue
+            used.add(tensor.name)
+            if tensor.shape(lazy.shape) != tuple(variable.shape):
+                problems.append(
+                    f"{tensor.name} is {list(lazy.shape)}, {variable.path} is "
+                    f"{list(variable.shape)}"
+                )
+            places.append((variable, tensor, lazy))
+        rest = [name for name in self.tensors if name not in used]
+        unused = [name for name in rest if family.is_head(name) and not heads]
+        problems += [f"left over {name}" for name in rest if name not in unused]
+        if problems:
+            what = f"the checkpoint does not fit the model: {'; '.join(problems)}"
+            raise UserError(what, self.source)
+        for variable, tensor, lazy in places:
+            variable.assign(tensor.ours(_floats(lazy)))
+        return {"fresh": fresh, "unused": unused}
+
+    def tokenizer(self, **options) -> Tokenizer:
+        """The tokenizer that lies beside the weights; see `Tokenizer.load`.
+
+        Where the padding token is also the end token, as in many chat models, padding
+        becomes the unknown token: no id is added, and the end stays visible.
+        """
+        source = self.source
+        if source.suffix == ".bin":
+            names = f"tok{self.config.vocabulary_size}.bin", "tokenizer.bin"
+            files = [source.with_name(name) for name in names]
+            source = next((file for file in files if file.is_file()), files[0])
+        if "pad_token" not in options and (pad := _pad_token(source)):
+            options["pad_token"] = pad
+        return Tokenizer.load(source, **options)
+
+
+def open_checkpoint(name: str | Path) -> Checkpoint:
+    """Opens a checkpoint; its tensors stay on the disk until they are wanted.
+
+    Args:
+        name: A directory with `config.json` and safetensors (Hugging Face's layout) or
+            with a Keras preset, a `.gguf`, a llama2.c `.bin`, a `.keras` file of
+            keras-hub, a preset of `presets.NAMES`, or a name of the Hugging Face hub.
+
+    Raises:
+        UserError: Nothing is there, or it is broken, unknown or a pickle.
+    """
+    source = Path(name)
+    if not source.exists():
+        source = presets.find(str(name))
+    if source.suffix == ".safetensors":
+        source = source.parent
+    if source.is_dir():
+        settings, found = _directory(source)
+    elif source.suffix == ".gguf":
+        settings, found = tensors.gguf(source)
+    elif source.suffix == ".bin":
+        settings, found = tensors.llama2c(source)
+    elif source.suffix == ".keras":
+        settings, found = _keras(source)
+    elif any(source.match(pattern) for pattern in PICKLES):
+        raise tensors.no_pickle(source)
+    else:
+        raise UserError("this is no checkpoint", source)
+    return _checkpoint(source, settings, found)
+
+
+def _directory(folder: Path) -> tuple[dict, dict[str, Lazy]]:
+    path = folder / "config.json"
+    if not path.is_file():
+        files = sorted(folder.glob("*.gguf"))
+        if len(files) == 1:
+            return tensors.gguf(files[0])
+        raise UserError("there is no config.json", folder)
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"not JSON: {error}", path) from None
+    if "registered_name" in settings:
+        return _keras(folder)
+    if not any(folder.glob("model.safetensors*")):
+        for pattern in PICKLES:
+            for file in sorted(folder.glob(pattern)):
+                raise tensors.no_pickle(file)
+        raise UserError("there is no model.safetensors", folder)
+    family_of(settings, path)  # before a look at the weights
+    return settings, tensors.safetensors(folder)
+
+
+def _keras(path: Path):
+    from tfllm.models.pretrained import keras_hub
+
+    return keras_hub.read(path)
+
+
+def _checkpoint(source: Path, settings: dict, found: dict[str, Lazy]) -> Checkpoint:
+    name = family_of(settings, source)
+    family, config = FAMILIES[name], read_config(settings, source)
+    # Old files say gamma and beta; those without a head may leave the prefix out.
+    for old, new in (("gamma", "weight"), ("beta", "bias")):
+        rows = {re.sub(rf"(LayerNorm\.){old}$", rf"\1{new}", k): k for k in found}
+        found = {key: found[old_key] for key, old_key in rows.items()}
+    prefixed = any(key.startswith(family.prefix) for key in found)
+    found = {
+        key if prefixed or family.is_head(key) else family.prefix + key: lazy
+        for key, lazy in found.items()
+        if not any(re.fullmatch(pattern, key) for pattern in family.ignored)
+    }
+    if getattr(config, "tie_embeddings", True):
+        _untie(family.tied, found, source)
+    if family.kind == "decoder":
+        return Checkpoint(name, config, source, found)
+    rows = family.classifier
+    classifier = any(f"{module}.weight" in found for module in rows.values())
+
+    def tensor(layer):
+        place = family.tensor_of(f"{layer}/kernel", classifier)
+        return place and found.get(place.name)
+
+    heads, labels = tuple(head for head, layer in HEADS.items() if tensor(layer)), None
+    if "logits" in heads:
+        names = {int(k): v for k, v in settings.get("id2label", {}).items()}
+        count = tensor("logits").shape[0]
+        labels = [names.get(i, f"LABEL_{i}") for i in range(count)]
+    config = replace(config, pooler=tensor("pooler") is not None)
+    return Checkpoint(name, config, source, found, labels, heads, classifier)
+
+
+def _untie(tied: dict[str, str], found: dict[str, Lazy], source) -> None:
+    """Takes out what is a second copy of another tensor, once it is seen to be one."""
+    for copy, original in tied.items():
+        if copy not in found:
+            continue
+        lazy = found.pop(copy)
+        if original not in found:
+            found[original] = lazy
+        elif not np.array_equal(_floats(lazy), _floats(found[original])):
+            what = f"{copy} is said to be tied to {original} and has other values"
+            raise UserError(what, source)
+
+
+def _floats(lazy: Lazy) -> np.ndarray:
+    array = lazy.read()
+    return array if array.dtype == np.float32 else array.astype("float32")
+
+
+def _pad_token(source: Path) -> str | None:
+    """The unknown token, where padding is said to be the end token."""
+    if source.suffix == ".gguf":
+        get = gguf_metadata(source.read_bytes()).get
+        pad, eos, unk = (
+            get(f"tokenizer.ggml.{role}_token_id")
+            for role in ("padding", "eos", "unknown")
+        )
+        if pad is None or pad != eos or unk in (None, eos):
+            return None
+        return get("tokenizer.ggml.tokens")[unk]
+    path = source / "tokenizer_config.json"
+    if not path.is_file():
+        return None
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    pad, eos, unk = (
+        token.get("content") if isinstance(token, dict) else token
+        for token in map(settings.get, ("pad_token", "eos_token", "unk_token"))
+    )
+    return unk if pad is not None and pad == eos and unk not in (None, eos) else None
