@@ -17,9 +17,19 @@ from tfllm.training.optimizers import layer_rates, make_optimizer
 STEPS = 15
 
 
+class Task(tiny_trainer.TinyTask):
+    """Its loss reads a weight, as one over a tied embedding does."""
+
+    def loss_sums(self, outputs, batch):
+        sums = super().loss_sums(outputs, batch)
+        square = keras.ops.mean(keras.ops.square(self.embedding.value))
+        return {"loss": sums["loss"] + self.loss_counts(batch)["loss"] * square}
+
+
 def main(path, optimizer, micro_batches=1, poison=None, **options):
-    task = tiny_trainer.TinyTask()
+    task = Task()
     core = task.build_model()
+    task.embedding = core.get_layer("embedding").embeddings
     random = np.random.default_rng(5)
     core.set_weights([random.normal(0, 0.3, w.shape) for w in core.get_weights()])
     variables = core.trainable_variables

@@ -39,3 +39,14 @@ def test_jax_and_tensorflow_give_the_same_weights(name, tmp_path, root):
     assert np.nanmax(reference["loss"]) > np.nanmin(reference["loss"])
     for key in reference.files:
         np.testing.assert_allclose(ours[key], reference[key], rtol=2e-5, atol=1e-5)
+
+
+def test_the_benchmark_for_an_accelerator_runs(tmp_path, root):
+    pytest.importorskip("jax")
+    environment = os.environ | {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
+    program = root / "tools/benchmarks/gpt2_jax.py"
+    options = ["--small", "--rows", "4", "--steps", "10", "--rounds", "1"]
+    command = [sys.executable, program, *options]
+    subprocess.run(command, env=environment, cwd=tmp_path, check=True)
+    found = json.loads((tmp_path / "runs/benchmarks/gpt2_jax.json").read_text())
+    assert found["losses"][-1] < found["losses"][0]

@@ -116,12 +116,18 @@ class TrainingModel(keras.Model):
 
     def _loss(self, trained, fixed, batch, totals, parts):
         """A micro-batch's share of the loss, the new state and the metrics' sums."""
+        core = self.core
         inputs = {name: batch[name] for name in self._input_names}
-        outputs, fixed, losses = self.core.stateless_call(
-            trained, fixed, inputs, training=True, return_losses=True
-        )
-        sums = self.task.loss_sums(outputs, batch)
-        loss = sum(sums[name] / totals[name] for name in sums) + sum(losses) / parts
+        state = zip(core.trainable_variables, trained, strict=True)
+        state = [*state, *zip(core.non_trainable_variables, fixed, strict=True)]
+        # As `stateless_call`, but around the loss too: it may read weights, as one over
+        # a tied embedding does.
+        with keras.StatelessScope(state, collect_losses=True) as scope:
+            outputs = core(inputs, training=True)
+            sums = self.task.loss_sums(outputs, batch)
+            losses = sum(core.losses) / parts
+        fixed = [scope.get_current_value(v) for v in core.non_trainable_variables]
+        loss = sum(sums[name] / totals[name] for name in sums) + losses
         metrics = self.task.metric_sums(outputs, batch)
         if len(sums) > 1:
             counts = self.task.loss_counts(batch)
