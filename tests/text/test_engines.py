@@ -173,7 +173,7 @@ def test_traced_once_and_without_state():
     in_graph = trained("wordpiece").graph()
     for size in (1, 2, 7):
         in_graph.encode(["hello"] * size)
-    assert len(in_graph._functions.cache) == 1
+    assert len(in_graph._python.functions) == 1
     assert not in_graph.variables
 
 

@@ -15,6 +15,8 @@ from tfllm.text.cleaning import normalizer_from_json
 NUM_CODES = 0x110000
 # Planes 4 to 13 hold no characters: what is true of their first code is true of all.
 _EMPTY = (0x40000, 0xE0000)
+# What a `BertNormalizer` does, each of it or not.
+BERT_STEPS = ("clean_text", "handle_chinese_chars", "strip_accents", "lowercase")
 
 
 def _codes() -> np.ndarray:
@@ -181,6 +183,15 @@ def combining(steps: str, form: str) -> np.ndarray:
         for code, to in mapped(steps).items():
             result[code] = any(acting[c] for c in to)
     return result.astype(np.int32)
+
+
+def of_characters(vocabulary: dict[str, int], default: int) -> np.ndarray:
+    """The ids of those tokens that are one character, else the default: int32."""
+    table = np.full(NUM_CODES, default, np.int32)
+    for token, token_id in vocabulary.items():
+        if len(token) == 1:
+            table[ord(token)] = token_id
+    return table
 
 
 def _filled(table: np.ndarray) -> np.ndarray:
