@@ -18,6 +18,7 @@ from tfllm.models.pretrained.tensors import Lazy
 from tfllm.text import Tokenizer
 from tfllm.text.formats import gguf_metadata
 
+ADAPTERS = ("lora_a", "lora_b")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 HEADS = {
     "masked_lm": "masked_lm_dense",
@@ -89,8 +90,14 @@ class Checkpoint:
         family = FAMILIES[self.family]
         places, used, fresh, problems = [], set(), [], []
         for variable in model.weights:
+            if variable.path.rpartition("/")[2] in ADAPTERS and not heads:
+                fresh.append(variable.path)
+                continue
             tensor = family.tensor_of(variable.path, self.classifier)
             lazy = tensor and self.tensors.get(tensor.name)
+            if lazy is not None and not heads and family.is_head(tensor.name):
+                fits = tensor.shape(lazy.shape) == tuple(variable.shape)
+                lazy = lazy if fits else None  # a classifier of other labels
             if lazy is None:
                 told = f"missing {tensor.name if tensor else variable.path}"
                 own = not variable.path.startswith(("block_", "token_embedding"))
