@@ -44,6 +44,8 @@ setup(
         "tensorflow-text>=2.20",
         "tensorboard>=2.20",
         "charset-normalizer>=3.3",
+        "gguf>=0.17",
+        "huggingface_hub>=0.26",
         "matplotlib>=3.8",
         "numpy>=1.26",
         "protobuf>=5.28",

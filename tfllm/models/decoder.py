@@ -128,7 +128,7 @@ def make_layers(config: DecoderConfig, dtype=None) -> dict[str, keras.layers.Lay
     elif config.position == "rotary":
         size = config.head_size or config.hidden_size // config.num_heads
         scaling = config.rope_scaling
-        add(RotaryPositions, size, config.rope_base, scaling, name="positions")
+        add(RotaryPositions, size, config.rope_base, scaling, name="rotary_positions")
     else:
         raise ValueError(
             "position must be 'rotary' or 'learned'. "
@@ -196,7 +196,7 @@ def run(
     if config.position == "learned":
         hidden += layers["position_embedding"](hidden, positions)
     else:
-        rotary = layers["positions"](hidden, positions)
+        rotary = layers["rotary_positions"](hidden, positions)
     hidden = layers["embedding_dropout"](hidden)
     biases = {
         name: layers[name](padding_mask, sequence_ids, places)
@@ -255,5 +255,6 @@ def output_matrix(model: keras.Model):
     """The matrix that turns hidden states to logits, `[vocabulary, hidden_size]`."""
     embedding = model.get_layer("token_embedding")
     if embedding.tie_weights:
-        return ops.convert_to_tensor(embedding.embeddings)
+        # A tensor: TensorFlow's custom gradients refuse variables that are read inside.
+        return ops.copy(embedding.embeddings)
     return ops.transpose(embedding.reverse_embeddings)

@@ -140,7 +140,7 @@ def encode(config: EncoderConfig, inputs: dict, dtype=None):
             **common,
         )(hidden, positions)
     elif config.position == "sinusoidal":
-        hidden += SinusoidalPositions(size, name="positions", **common)(
+        hidden += SinusoidalPositions(size, name="sinusoidal_positions", **common)(
             hidden, positions
         )
     if config.num_segments:
@@ -169,7 +169,7 @@ def encode(config: EncoderConfig, inputs: dict, dtype=None):
     rotary = None
     if config.position == "rotary":
         rotary = RotaryPositions(
-            config.hidden_size // config.num_heads, name="positions", **common
+            config.hidden_size // config.num_heads, name="rotary_positions", **common
         )(hidden, positions)
     bias = AttentionBias(name="attention_bias", **common)(
         inputs["padding_mask"], inputs.get("sequence_ids")

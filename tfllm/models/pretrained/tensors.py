@@ -42,18 +42,22 @@ def safetensors(folder: Path) -> dict[str, Lazy]:
         places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         parts = sorted(set(places.values()))
     found = {}
+
+    def read(path, name):  # opened anew, so that what was read does not stay mapped
+        with safe_open(path, framework="np") as file:
+            return file.get_tensor(name)
+
     for part in parts:
         if Path(part).name != part:
             raise UserError(f"a shard outside of the directory: {part}", index)
+        path = folder / part
         try:
-            file = safe_open(folder / part, framework="np")
+            with safe_open(path, framework="np") as file:
+                shapes = {k: file.get_slice(k).get_shape() for k in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
-            raise UserError(
-                f"cannot read the weights: {error}", folder / part
-            ) from None
-        for name in file.keys():  # noqa: SIM118  (it is not a mapping)
-            shape = tuple(file.get_slice(name).get_shape())
-            found[name] = Lazy(shape, partial(file.get_tensor, name))
+            raise UserError(f"cannot read the weights: {error}", path) from None
+        for name, shape in shapes.items():
+            found[name] = Lazy(tuple(shape), partial(read, path, name))
     if index.is_file() and (lost := sorted(places.keys() - found.keys())):
         raise UserError(f"the shards lack {', '.join(lost)}", index)
     return found
@@ -111,7 +115,9 @@ def gguf(path: Path) -> tuple[dict, dict[str, Lazy]]:
 
     def value(key, default=None):
         field = reader.get_field(key)
-        return default if field is None else field.contents()
+        found = default if field is None else field.contents()
+        # A float32: 1e-5 was written, 9.999999747378752e-06 is read.
+        return float(f"{found:.7g}") if isinstance(found, float) else found
 
     kind = value("general.architecture")
     if kind not in ("llama", "qwen2", "qwen3"):
@@ -265,10 +271,12 @@ def llama2c(path: Path) -> tuple[dict, dict[str, Lazy]]:
 
 def no_pickle(path: Path) -> UserError:
     """The error for weights that only a pickle holds."""
+    command = (
+        "from transformers import AutoModel as A; "
+        "A.from_pretrained('IN').save_pretrained('OUT')"
+    )
     return UserError(
         "its weights are a pickle, which could run any program and is never opened",
         path,
-        'Convert it where you trust it: python -c "from transformers import AutoModel as'
-        " A; A.from_pretrained('IN').save_pretrained('OUT')\" (or the class with its "
-        "head)",
+        f'Convert it where you trust it: python -c "{command}" (or the right class)',
     )
