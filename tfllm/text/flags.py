@@ -75,7 +75,12 @@ def tokenizer_for(flags: TextFlags, texts: Sequence[str], **defaults) -> Tokeniz
     )
 
 
-def length_limit(tokenizer: Tokenizer, rows: Sequence[dict], most: int = 256) -> int:
+def length_limit(
+    tokenizer: Tokenizer,
+    rows: Sequence[dict],
+    most: int = 256,
+    special_tokens: bool = False,
+) -> int:
     """Tokens that hold 98 of 100 training texts (with their pair), at most `most`.
 
     A multiple of 8: batches are padded to one anyway.
@@ -83,4 +88,5 @@ def length_limit(tokenizer: Tokenizer, rows: Sequence[dict], most: int = 256) ->
     sample = [row["text"] + (row.get("text_pair") or "") for row in rows[:20_000]]
     lengths = sorted(map(len, tokenizer.encode(sample)))
     longest = lengths[int(0.98 * (len(lengths) - 1))] if lengths else 1
+    longest += 3 if special_tokens else 0
     return min(most, -(-max(longest, 8) // 8) * 8)

@@ -172,7 +172,7 @@ def combining_classes() -> np.ndarray:
 
 @functools.lru_cache(maxsize=16)
 def combining(steps: str, form: str) -> np.ndarray:
-    """Which code points, after steps, may act on others in a Unicode form: int32."""
+    """Which code points, after steps, may act on others in a Unicode form: bool."""
     acting = combining_classes() > 0
     if form in ("NFC", "NFKC"):
         acting[[second for _, second in compositions()]] = True
@@ -182,7 +182,7 @@ def combining(steps: str, form: str) -> np.ndarray:
     if json.loads(steps):
         for code, to in mapped(steps).items():
             result[code] = any(acting[c] for c in to)
-    return result.astype(np.int32)
+    return result
 
 
 def of_characters(vocabulary: dict[str, int], default: int) -> np.ndarray:

@@ -83,30 +83,29 @@ def normalizer(definition: dict) -> list:
 
 
 class CharMap(tf.Module):
-    """Replaces each code point by none, one or several others."""
+    """Replaces each code point by none, one or several others.
 
-    def __init__(self, steps: list[dict]):
+    Args:
+        steps: Normalizers that look at one character at a time.
+        active: Code points for which that does not hold: bool `[0x110000]`.
+    """
+
+    def __init__(self, steps: list[dict], active: np.ndarray | int = 0):
         super().__init__()
-        changed = probe.mapped(json.dumps(steps))
-        self.single = all(len(to) == 1 for to in changed.values())
-        # In one number: how many (below 32), and above what to add to the code or,
-        # for several, where they stand.
+        # In one number: how many (below 32), whether active, and above what to add
+        # to the code or, for several, where they stand.
         flat, table = [], np.ones(probe.NUM_CODES, np.int32)
-        for code, to in changed.items():
-            if len(to) > 1:
-                table[code] = len(flat) * 32 + len(to)
-                flat.extend(to)
-            else:
-                table[code] = (to[0] - code) * 32 + 1 if to else 0
-        self.table = CodeTable(table)
+        for code, to in probe.mapped(json.dumps(steps)).items():
+            shift = len(flat) if len(to) > 1 else to[0] - code if to else 0
+            table[code] = shift * 64 + len(to)
+            flat.extend(to if len(to) > 1 else ())
+        self.table = CodeTable(table + active * np.int32(32))
         self.flat = tf.constant(flat or [0], tf.int32)
 
-    def __call__(self, chars: Rows) -> Rows:
+    def __call__(self, chars: Rows, record: tf.Tensor | None = None) -> Rows:
         """The texts with them replaced."""
-        record = self.table(chars.values)
-        shift = tf.bitwise.right_shift(record, 5)
-        if self.single:
-            return chars._replace(values=chars.values + shift)
+        record = self.table(chars.values) if record is None else record
+        shift = tf.bitwise.right_shift(record, 6)
         lengths = tf.bitwise.bitwise_and(record, 31)
 
         def expanded():
@@ -131,25 +130,20 @@ class CharSteps(tf.Module):
 
     def __init__(self, steps: list[dict]):
         super().__init__()
-        self.table = CharMap(steps)
-        self.active, self.steps = None, []
-        active = np.zeros(probe.NUM_CODES, np.int32)
-        forms = [i for i, step in enumerate(steps) if step["type"] in defs.FORMS]
+        self.steps, active = [], np.zeros(probe.NUM_CODES, bool)
         at = 0
-        for i in [*forms, len(steps)] if forms else []:
-            if steps[at:i]:
-                self.steps.append(CharMap(steps[at:i]))
-            if i < len(steps):
-                self.steps.append(UnicodeForm(steps[i]["type"]))
-                active |= probe.combining(json.dumps(steps[:i]), steps[i]["type"])
-            at = i + 1
-        if active.any():
-            self.active = CodeTable(active)
+        for i, step in enumerate(steps):
+            if step["type"] in defs.FORMS:
+                self.steps += [CharMap(steps[at:i])] if i > at else []
+                self.steps.append(UnicodeForm(step["type"]))
+                active |= probe.combining(json.dumps(steps[:i]), step["type"])
+                at = i + 1
+        self.steps += [CharMap(steps[at:])] if len(steps) > at else []
+        self.table = CharMap(steps, active)
 
     def __call__(self, chars: Rows) -> Rows:
         """The texts after all steps."""
-        if self.active is None:
-            return self.table(chars)
+        record = self.table.table(chars.values)
 
         def slowly():
             result = chars
@@ -157,8 +151,8 @@ class CharSteps(tf.Module):
                 result = step(result)
             return result
 
-        combining = tf.reduce_any(self.active(chars.values) > 0)
-        return tf.cond(combining, slowly, lambda: self.table(chars))
+        combining = tf.reduce_any(tf.bitwise.bitwise_and(record, 32) > 0)
+        return tf.cond(combining, slowly, lambda: self.table(chars, record))
 
 
 class UnicodeForm(tf.Module):
