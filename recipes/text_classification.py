@@ -2,10 +2,11 @@
 
     python recipes/text_classification.py
     python recipes/text_classification.py --train_file train.tsv --test_file test.tsv
-    python recipes/text_classification.py --model textcnn --epochs 3 --dry_run
+    python recipes/text_classification.py --model minilm-l6 --train_file train.tsv
 
-Labels, sentiment, intents; Chinese and English. Without a file it takes real Chinese
-reviews. docs/choosing.md says which model suits which data.
+Labels, sentiment, intents; Chinese and English. From scratch, or from a checkpoint, a
+preset or a run of one's own, in full or with adapters. Without a file it takes real
+Chinese reviews. docs/choosing.md says which model suits which data.
 """
 
 import sys
@@ -22,7 +23,7 @@ from tfllm.evaluation.baseline import tfidf_svm
 from tfllm.evaluation.report import write_classification_report
 from tfllm.text import Tokenizer
 from tfllm.text.flags import TextFlags, language_of, length_limit, tokenizer_for
-from tfllm.training.flags import RunFlags, TrainingFlags
+from tfllm.training.flags import FineTuningFlags, RunFlags, TrainingFlags
 from tfllm.training.run import open_run
 
 MODELS = ["fasttext", "textcnn", "lstm", "transformer"]
@@ -35,7 +36,9 @@ SHAPE += ["dropout", "token_dropout", "l2", "ngrams"]
 class ModelFlags:
     """Which model, and its shape; what is absent takes the model's default."""
 
-    model: str = flag("fasttext", "which model", choices=MODELS)
+    model: str = flag(
+        "fasttext", f"{', '.join(MODELS)}, or a checkpoint, a preset or a run"
+    )
     embedding_size: int | None = flag(None, "size of a token's vector", minimum=1)
     hidden_size: int | None = flag(None, "size of a hidden state", minimum=1)
     num_layers: int | None = flag(None, "LSTM layers or blocks", minimum=1)
@@ -52,7 +55,9 @@ class ModelFlags:
 
 
 @dataclass
-class Config(RunFlags, TrainingFlags, ModelFlags, TextFlags, DataFlags):
+class Config(
+    RunFlags, FineTuningFlags, TrainingFlags, ModelFlags, TextFlags, DataFlags
+):
     """All flags of this recipe."""
 
 
@@ -85,35 +90,46 @@ def main(argv: list[str] | None = None) -> int:
     )
     from tfllm.models.word_vectors import read_word_vectors
     from tfllm.tasks.runs import load_run
+    from tfllm.tasks.start import start_from
     from tfllm.tasks.text_classification import TextClassification
     from tfllm.training.trainer_tf import Trainer
 
     # 2. Choose what the flags left open; config.yaml will hold every choice.
-    defaults = training_defaults(config.model, language)
-    if run.resumed:
+    start = None if config.model in MODELS else start_from(config.model, MODELS)
+    architecture = "encoder" if start else config.model
+    defaults = training_defaults(architecture, language, bool(config.lora_rank))
+    if start:
+        tokenizer = start.tokenizer
+        most = min(defaults["length_limit"], start.config.max_length)
+        defaults["length_limit"] = most
+    elif run.resumed:
         tokenizer = Tokenizer.load(run.path / "tokenizer")
     else:
         tokenizer = tokenizer_for(config, texts, **defaults)
     rows = splits["train"].rows
-    defaults["max_length"] = length_limit(tokenizer, rows, defaults["length_limit"])
+    limit = length_limit(tokenizer, rows, defaults["length_limit"], bool(start))
+    defaults["max_length"] = limit
     vectors = None
     if config.word_vectors:
         vectors = read_word_vectors(config.word_vectors, tokenizer.tokens)
-        defaults[vector_size_field(config.model)] = vectors.shape[1]
+        defaults[vector_size_field(architecture)] = vectors.shape[1]
     config = fill(config, defaults)
     note(f"{tokenizer}, max_length {config.max_length}")
 
     # 3. Text to ids, and what the doctor says of it.
     labels = sorted({row["label"] for row in splits["train"].rows})
     shape = {name: getattr(config, name) for name in SHAPE}
+    if start:
+        shape |= {"encoder": start.config.to_dict(), "lora": config.adapters()}
     model_config = ClassifierConfig(
-        config.model,
+        architecture,
         vocabulary_size=tokenizer.vocabulary_size,
         num_outputs=len(labels),
         pairs=any(row.get("text_pair") for row in splits["train"].rows),
         **shape,
     )
     options = {"label_smoothing": config.label_smoothing, "loss": config.loss}
+    options["special_tokens"] = bool(start)
     task = TextClassification(tokenizer, labels, model_config, **options)
     columns, lengths = {}, {}
     for name, records in splits.items():
@@ -128,6 +144,8 @@ def main(argv: list[str] | None = None) -> int:
         fill_ngram_weights(model, ids, defaults["idf_power"], two)
         if vectors is not None:
             set_word_vectors(model, vectors)
+        if start:
+            start.fill(model)
 
     data = columns["train"], columns.get("validation")
     trainer = Trainer(task, config, run, *data, prepare)

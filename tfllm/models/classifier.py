@@ -1,10 +1,11 @@
-"""Text classifiers from one flat config: fasttext, textcnn, lstm, transformer."""
+"""Text classifiers from one flat config: classic ones, or a head on an encoder."""
 
 from dataclasses import asdict, dataclass, fields
 
 import keras
 
 from tfllm.core.errors import UserError, did_you_mean
+from tfllm.layers.lora import add_adapters
 from tfllm.layers.ngrams import NgramBag, hash_ngrams
 from tfllm.models import classic
 from tfllm.models.encoder import EncoderConfig, encode, pool, token_inputs
@@ -36,6 +37,7 @@ SHAPES = {
         "dropout": 0.1,
         "token_dropout": 0.1,
     },
+    "encoder": {"pooling": "cls", "dropout": 0.1},
 }
 MOST_BUCKETS, MOST_TABLE = 2**20, 2**24  # rows and numbers of the n-gram table
 # How `recipes/text_classification.py` trains when no flag says otherwise.
@@ -72,7 +74,14 @@ TRAINING = {
     "textcnn": {"learning_rate": 1e-3, "epochs": 8},
     "lstm": {"learning_rate": 2e-3, "epochs": 6},
     "transformer": {"learning_rate": 1e-3, "epochs": 8},
+    "encoder": {
+        "learning_rate": 1e-4,
+        "ema_decay": 0.0,
+        "epochs": 4,
+        "length_limit": 128,
+    },
 }
+LORA_RATE = 1e-3  # adapters start from nothing and want larger steps
 
 
 @dataclass
@@ -80,7 +89,7 @@ class ClassifierConfig:
     """Shape of a text classifier; what is None takes the architecture's default.
 
     Args:
-        architecture: `fasttext`, `textcnn`, `lstm` or `transformer`.
+        architecture: `fasttext`, `textcnn`, `lstm`, `transformer`, or `encoder`.
         vocabulary_size: Number of tokens.
         num_outputs: Number of classes, or 1 for a regression.
         max_length: Longest text in tokens.
@@ -100,6 +109,9 @@ class ClassifierConfig:
         dropout: On the features (and inside LSTM and Transformer).
         token_dropout: Share of tokens (n-grams) left out while training.
         l2: L2 penalty on the kernels of convolutions and of the last layer.
+        encoder: Of `encoder`: the fields of its `EncoderConfig`.
+        lora: Of `encoder`: `rank`, `alpha`, `dropout` and `targets` of `add_adapters`;
+            None trains everything.
 
     Raises:
         UserError: The architecture is unknown.
@@ -123,6 +135,8 @@ class ClassifierConfig:
     dropout: float | None = None
     token_dropout: float | None = None
     l2: float = 0.0
+    encoder: dict | None = None
+    lora: dict | None = None
 
     def __post_init__(self):
         for field in fields(self):
@@ -155,6 +169,7 @@ def build_classifier(config: ClassifierConfig, dtype=None) -> keras.Model:
         "textcnn": classic.textcnn,
         "lstm": classic.lstm,
         "transformer": transformer,
+        "encoder": encoder_classifier,
     }
     return _known(builders, config.architecture)(config, dtype)
 
@@ -184,7 +199,22 @@ def transformer(config: ClassifierConfig, dtype=None) -> keras.Model:
     return classic.classifier_head(config, inputs, features, dtype)
 
 
-def training_defaults(architecture: str, language: str) -> dict:
+def encoder_classifier(config: ClassifierConfig, dtype=None) -> keras.Model:
+    """An encoder of any shape, to be filled from a checkpoint, and a head."""
+    shape = EncoderConfig(**config.encoder)
+    inputs = token_inputs(config.pairs and shape.num_segments > 1)
+    hidden = encode(shape, inputs, dtype)
+    if config.pooling == "cls":
+        features = pool(shape, hidden, dtype)
+    else:
+        features = classic.pooled(config, hidden, inputs["padding_mask"], dtype)
+    model = classic.classifier_head(config, inputs, features, dtype)
+    if config.lora:
+        add_adapters(model, **config.lora, head=("pooler", "pooling", "logits"))
+    return model
+
+
+def training_defaults(architecture: str, language: str, lora: bool = False) -> dict:
     """Returns the flags that suit an architecture and a language, by flag name.
 
     Chinese is read by characters: with thousands of rows, not millions, words are too
@@ -193,7 +223,8 @@ def training_defaults(architecture: str, language: str) -> dict:
     text = {"tokenizer": "characters", "ngrams": 3, "idf_power": 1.5}
     if language != "zh":
         text = {"tokenizer": "words", "lowercase": True, "ngrams": 2, "idf_power": 1.0}
-    return COMMON | text | _known(TRAINING, architecture)
+    found = COMMON | text | _known(TRAINING, architecture)
+    return found | {"learning_rate": LORA_RATE} if lora else found
 
 
 def fill_ngram_weights(

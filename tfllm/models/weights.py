@@ -6,6 +6,7 @@ import keras
 import numpy as np
 
 from tfllm.core.errors import UserError
+from tfllm.layers.lora import merged
 
 
 def weights_of(model: keras.Model) -> dict[str, np.ndarray]:
@@ -41,8 +42,13 @@ def set_weights(model: keras.Model, values: dict[str, np.ndarray], where=None) -
         variable.assign(values[path])
 
 
-def load_weights(model: keras.Model, path: str | Path) -> None:
-    """Reads a safetensors file into a model, strictly."""
+def load_weights(
+    model: keras.Model, path: str | Path, adapters: dict | None = None
+) -> None:
+    """Reads a safetensors file into a model, strictly.
+
+    With the `rank` and `alpha` of `adapters`, the file's are merged into their kernels.
+    """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
@@ -50,6 +56,9 @@ def load_weights(model: keras.Model, path: str | Path) -> None:
         values = load_file(path)
     except (FileNotFoundError, SafetensorError) as error:
         raise UserError(f"cannot read the weights: {error}", path) from None
+    if adapters:
+        alpha, rank = adapters["alpha"], adapters["rank"]
+        values = merged(values, (2 * rank if alpha is None else alpha) / rank)
     set_weights(model, values, where=path)
 
 

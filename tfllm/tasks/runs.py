@@ -22,7 +22,7 @@ class Run(NamedTuple):
 
 
 def load_run(path: str | Path) -> Run:
-    """Opens `checkpoints/best` of a run directory.
+    """Opens `checkpoints/best` of a run directory, adapters merged into their kernels.
 
     Raises:
         UserError: If there is no run, or one that has no best checkpoint yet.
@@ -42,9 +42,10 @@ def load_run(path: str | Path) -> Run:
 
     config = json.loads((best / "config.json").read_text(encoding="utf-8"))
     tokenizer = Tokenizer.load(path / "tokenizer")
+    adapters = (config.get("model") or {}).pop("lora", None)
     task = _task_class(config["task"], best).from_config(config, tokenizer)
     model = task.build_model("float32")
-    load_weights(model, best / "model.safetensors")
+    load_weights(model, best / "model.safetensors", adapters)
     return Run(path, task, model)
 
 

@@ -112,3 +112,33 @@ class TrainingFlags:
         20, "stop after so many steps in a row that were not finite", minimum=1
     )
     bucketing: bool = flag(True, "do not put texts of equal length together")
+
+
+@dataclass
+class FineTuningFlags:
+    """How a model that was trained before is trained on."""
+
+    lora_rank: int = flag(
+        0, "train low-rank adapters of this rank and the head alone", minimum=0
+    )
+    lora_alpha: float | None = flag(
+        None, "scale of the adapters times their rank; twice the rank", minimum=0.0
+    )
+    lora_dropout: float = flag(
+        0.0, "dropout before the adapters", minimum=0.0, maximum=0.9
+    )
+    lora_targets: list[str] = flag(
+        ["*"], "layers of the blocks that get one: 'query' 'value'; all when absent"
+    )
+    unfreeze_epochs: float = flag(
+        0.0,
+        "the head alone first, then a block more from the top each so many epochs",
+        minimum=0.0,
+    )
+
+    def adapters(self) -> dict | None:
+        """What `layers.lora.add_adapters` takes, or None."""
+        if not self.lora_rank:
+            return None
+        names = ("rank", "alpha", "dropout", "targets")
+        return {name: getattr(self, f"lora_{name}") for name in names}

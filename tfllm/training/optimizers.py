@@ -143,6 +143,20 @@ def layer_rates(variables, decay: float) -> list[float]:
     Embeddings stand at the bottom, then the blocks by the number in their path, then
     everything else (Howard & Ruder, 2018, arXiv 1801.06146).
     """
+    return [decay**height for height in _below_top(variables)]
+
+
+def first_steps(variables, steps: float) -> list[int]:
+    """The optimizer step at which each variable begins to move: gradual unfreezing.
+
+    What stands above the blocks moves from the start, the last block after `steps`
+    steps, and so on down to the embeddings (Howard & Ruder, 2018).
+    """
+    return [round(steps * height) for height in _below_top(variables)]
+
+
+def _below_top(variables) -> list[int]:
+    """How many blocks below the top each variable stands."""
     numbers = [re.search(r"(?:^|/)\D*_(\d+)/", v.path) for v in variables]
     top = max((int(n[1]) for n in numbers if n), default=-1) + 2
 
@@ -152,5 +166,6 @@ def layer_rates(variables, decay: float) -> list[float]:
         return int(number[1]) + 1 if number else top
 
     return [
-        decay ** (top - depth(v, n)) for v, n in zip(variables, numbers, strict=True)
+        top - depth(variable, number)
+        for variable, number in zip(variables, numbers, strict=True)
     ]

@@ -49,7 +49,8 @@ def _last_axis(layer) -> bool:
 
 def _plain(dense) -> bool:
     """Whether a dense layer is a product and a bias: no adapter, not quantised."""
-    is_plain = type(dense) is keras.layers.Dense and not dense.lora_enabled
+    adapted = dense.lora_enabled or hasattr(dense, "lora_a")
+    is_plain = type(dense) is keras.layers.Dense and not adapted
     return is_plain and dense.quantization_mode is None and dense.use_bias
 
 

@@ -35,6 +35,7 @@ class TrainingModel(keras.Model):
         micro_batches: Micro-batches that make one optimizer step on each device.
         clip_norm: Largest global norm of the gradient; 0 switches clipping off.
         rates: A factor of the learning rate for each trainable variable.
+        starts: For each trainable variable the first optimizer step that moves it.
         ema_decay: Decay of the moving average of the weights; 0 keeps none.
         jit_compile: Compile the step (under a strategy: its local part) with XLA.
     """
@@ -48,6 +49,7 @@ class TrainingModel(keras.Model):
         micro_batches: int = 1,
         clip_norm: float = 0.0,
         rates: Sequence[float] | None = None,
+        starts: Sequence[int] | None = None,
         ema_decay: float = 0.0,
         jit_compile: bool = False,
         strategy: tf.distribute.Strategy | None = None,
@@ -64,6 +66,7 @@ class TrainingModel(keras.Model):
         self._input_names = [tensor.name for tensor in core.inputs]
         self._trained = core.trainable_variables
         self._rates = list(rates or [1.0] * len(self._trained))
+        self._starts = list(starts or [0] * len(self._trained))
         self._decayed = [
             bool(optimizer.weight_decay) and optimizer._use_weight_decay(variable)
             for variable in self._trained
@@ -264,10 +267,14 @@ class TrainingModel(keras.Model):
 
         with self._strategy.scope():
             extended = self._strategy.extended
-            for variable, grad, decayed, factor, ema in zip(
-                self._trained, grads, self._decayed, self._rates, self.ema, strict=True
+            for variable, grad, decayed, factor, start, ema in zip(
+                *(self._trained, grads, self._decayed, self._rates, self._starts),
+                *(self.ema,),
+                strict=True,
             ):
                 value = variable.value
+                if start:
+                    factor = tf.where(step < start, 0.0, factor)
                 arguments = (grad, scale, decayed, factor)
                 extended.update(value, update, args=arguments, group=False)
                 if ema is not None:

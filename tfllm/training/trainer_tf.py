@@ -32,7 +32,12 @@ from tfllm.training.distribution_tf import (
     make_strategy,
 )
 from tfllm.training.logs import Progress, StepLog
-from tfllm.training.optimizers import freeze, layer_rates, make_optimizer
+from tfllm.training.optimizers import (
+    first_steps,
+    freeze,
+    layer_rates,
+    make_optimizer,
+)
 from tfllm.training.run import RunDirectory, worker_number
 from tfllm.training.speed_tf import speed_up
 from tfllm.training.step_tf import TrainingModel
@@ -349,30 +354,39 @@ class Trainer:
             micro_batches=config.gradient_accumulation_steps,
             clip_norm=config.clip_norm,
             rates=layer_rates(core.trainable_variables, config.layer_decay),
+            starts=first_steps(
+                core.trainable_variables,
+                getattr(config, "unfreeze_epochs", 0) * self.plan.steps_per_epoch,
+            ),
             ema_decay=config.ema_decay,
             jit_compile=jit_compile,
             strategy=self.strategy,
         )
 
     def _dataset(self, start: int, stop: int):
-        def batches(plan):
+        transform = getattr(self.task, "transform", None)
+
+        def batches(plan, workers=1, worker=0):
+            # The part of the whole plan, whichever worker has it.
+            def transformed(batch, step, part):
+                return transform(batch, step, part * workers + worker)
+
             return dataset(
                 self.train,
                 plan,
                 start_step=start,
                 stop_step=stop,
                 pad_values=self.task.pad_values(),
+                transform=transform and transformed,
             )
+
+        def of_worker(context):
+            share = context.num_input_pipelines, context.input_pipeline_id
+            return batches(PartOfPlan(self.plan, *share), *share)
 
         if self.strategy is None:
             return batches(self.plan)
-        return self.strategy.distribute_datasets_from_function(
-            lambda context: batches(
-                PartOfPlan(
-                    self.plan, context.num_input_pipelines, context.input_pipeline_id
-                )
-            )
-        )
+        return self.strategy.distribute_datasets_from_function(of_worker)
 
     def _trial(self, precision: str, jit_compile: bool) -> precision_tf.Trial:
         """A few steps of a fresh copy, on one batch of the commonest shape."""
