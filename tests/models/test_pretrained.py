@@ -8,8 +8,10 @@ import shutil
 import struct
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 from keras import ops
@@ -18,7 +20,14 @@ from safetensors.numpy import load_file, save_file
 from tests.models import hf_reference
 from tests.models.plain_cache import Cache
 from tfllm.core.errors import UserError
-from tfllm.models.decoder import DecoderConfig, decoder, layers_of, run, to_logits
+from tfllm.models.decoder import (
+    DecoderConfig,
+    decoder,
+    hidden_model,
+    layers_of,
+    run,
+    to_logits,
+)
 from tfllm.models.encoder import EncoderConfig, encoder
 from tfllm.models.pretrained import open_checkpoint, presets, save_hf
 from tfllm.text import Tokenizer
@@ -452,6 +461,18 @@ def test_tied_copies_old_names_and_half_precision(tmp_path):
         )
 
 
+def test_loading_holds_one_tensor_at_a_time(tmp_path):
+    config = EncoderConfig(50, 128, 12, 2, 512, max_length=12)
+    model = encoder(config)
+    total = sum(4 * np.prod(weight.shape) for weight in model.weights)
+    folder = save_hf(model, config, "bert", tmp_path / "bert")
+    tracemalloc.start()
+    open_checkpoint(folder).fill(model)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < total / 5, "the largest tensor is a fortieth"
+
+
 def test_pickles_are_never_opened(tmp_path, monkeypatch):
     import pickle
 
@@ -567,3 +588,81 @@ def test_padding_is_told_from_the_end(tmp_path):
 
 def test_presets_have_names():
     assert set(presets.NAMES) == {"minilm-l6", "smollm2-135m-instruct"}
+
+
+# -- keras-hub ------------------------------------------------------------------------
+
+
+LLAMA3 = {
+    "rope_frequency_adjustment_factor": 4.0,
+    "rope_low_freq_factor": 1.0,
+    "rope_high_freq_factor": 4.0,
+    "rope_pretraining_sequence_length": 16,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("BertBackbone", {}),
+        ("RobertaBackbone", {}),
+        ("AlbertBackbone", {"embedding_dim": 16}),
+        ("DistilBertBackbone", {}),
+        ("GPT2Backbone", {}),
+        ("LlamaBackbone", {"num_key_value_heads": 2, "rope_max_wavelength": 500}),
+        ("Llama3Backbone", {"num_key_value_heads": 1, **LLAMA3}),
+        ("MistralBackbone", {"num_key_value_heads": 2, "sliding_window": 3}),
+        ("QwenBackbone", {"num_key_value_heads": 2}),
+        ("Qwen3Backbone", {"num_key_value_heads": 2, "head_dim": 12}),
+    ],
+)
+def test_keras_hub_presets(name, options, tmp_path):
+    keras_hub = pytest.importorskip("keras_hub")
+    sizes = {"vocabulary_size": 60, "num_layers": 2, "hidden_dim": 32}
+    sizes |= {"intermediate_dim": 48, **options}
+    if "num_key_value_heads" in options:
+        sizes |= {"num_query_heads": 4}
+    else:
+        sizes |= {"num_heads": 4, "max_sequence_length": 16}
+    backbone = getattr(keras_hub.models, name)(**sizes)
+    for weight in backbone.weights:
+        weight.assign(RNG.normal(0.1, 0.2, weight.shape))
+    ids = RNG.integers(3, 60, (2, 9)).astype("int32")
+    inputs = {
+        "token_ids": ids,
+        "padding_mask": np.ones_like(ids),
+        "segment_ids": 0 * ids,
+    }
+    expected = backbone({k: inputs[k] for k in backbone.input})
+    if isinstance(expected, dict):
+        pooled, expected = expected["pooled_output"], expected["sequence_output"]
+    backbone.save_to_preset(str(tmp_path / "preset"))
+    backbone.save(tmp_path / "model.keras")
+    for path in (tmp_path / "preset", tmp_path / "model.keras"):
+        checkpoint = open_checkpoint(path)
+        model = checkpoint.build()
+        if isinstance(checkpoint.config, DecoderConfig):
+            model = hidden_model(model)
+            found = ops.convert_to_numpy(model({k: inputs[k] for k in model.input}))
+        else:
+            found = outputs(model, ids)
+            if checkpoint.config.pooler:
+                np.testing.assert_allclose(found["pooled"], pooled, atol=1e-5)
+            found = found["hidden"]
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_keras_hub_tokenizer_and_other_models(tmp_path):
+    keras_hub = pytest.importorskip("keras_hub")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "cat", "##s"]
+    backbone = keras_hub.models.BertBackbone(8, 1, 2, 16, 16, max_sequence_length=8)
+    backbone.save_to_preset(str(tmp_path / "preset"))
+    tokenizer = keras_hub.models.BertTokenizer(words, lowercase=True)
+    tokenizer.save_to_preset(str(tmp_path / "preset"))
+    found = open_checkpoint(tmp_path / "preset").tokenizer()
+    assert found.encode(["A cats"], add_special_tokens=True) == [[2, 5, 6, 7, 3]]
+    keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]).save(
+        tmp_path / "other.keras"
+    )
+    with pytest.raises(UserError, match="Sequential"):
+        open_checkpoint(tmp_path / "other.keras")

@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import numpy as np
 from tfllm.core.errors import UserError
 from tfllm.models.decoder import DecoderConfig, decoder
 from tfllm.models.encoder import encoder
-from tfllm.models.pretrained import presets, tensors
+from tfllm.models.pretrained import keras_hub, presets, tensors
 from tfllm.models.pretrained.configs import Config, family_of, read_config
 from tfllm.models.pretrained.families import FAMILIES
 from tfllm.models.pretrained.tensors import Lazy
@@ -130,6 +132,8 @@ class Checkpoint:
         becomes the unknown token: no id is added, and the end stays visible.
         """
         source = self.source
+        if (source / "assets/tokenizer").is_dir():
+            return _preset_tokenizer(source, options)
         if source.suffix == ".bin":
             names = f"tok{self.config.vocabulary_size}.bin", "tokenizer.bin"
             files = [source.with_name(name) for name in names]
@@ -155,6 +159,11 @@ def open_checkpoint(name: str | Path) -> Checkpoint:
         source = presets.find(str(name))
     if source.suffix == ".safetensors":
         source = source.parent
+    if source.is_dir() and not (source / "config.json").is_file():
+        files = sorted(source.glob("*.gguf"))
+        if len(files) != 1:
+            raise UserError("there is no config.json", source)
+        source = files[0]
     if source.is_dir():
         settings, found = _directory(source)
     elif source.suffix == ".gguf":
@@ -162,7 +171,7 @@ def open_checkpoint(name: str | Path) -> Checkpoint:
     elif source.suffix == ".bin":
         settings, found = tensors.llama2c(source)
     elif source.suffix == ".keras":
-        settings, found = _keras(source)
+        settings, found = keras_hub.read(source)
     elif any(source.match(pattern) for pattern in PICKLES):
         raise tensors.no_pickle(source)
     else:
@@ -172,30 +181,19 @@ def open_checkpoint(name: str | Path) -> Checkpoint:
 
 def _directory(folder: Path) -> tuple[dict, dict[str, Lazy]]:
     path = folder / "config.json"
-    if not path.is_file():
-        files = sorted(folder.glob("*.gguf"))
-        if len(files) == 1:
-            return tensors.gguf(files[0])
-        raise UserError("there is no config.json", folder)
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"not JSON: {error}", path) from None
     if "registered_name" in settings:
-        return _keras(folder)
+        return keras_hub.read(folder)
+    family_of(settings, path)  # before a look at the weights
     if not any(folder.glob("model.safetensors*")):
         for pattern in PICKLES:
             for file in sorted(folder.glob(pattern)):
                 raise tensors.no_pickle(file)
         raise UserError("there is no model.safetensors", folder)
-    family_of(settings, path)  # before a look at the weights
     return settings, tensors.safetensors(folder)
-
-
-def _keras(path: Path):
-    from tfllm.models.pretrained import keras_hub
-
-    return keras_hub.read(path)
 
 
 def _checkpoint(source: Path, settings: dict, found: dict[str, Lazy]) -> Checkpoint:
@@ -242,6 +240,18 @@ def _untie(tied: dict[str, str], found: dict[str, Lazy], source) -> None:
         elif not np.array_equal(_floats(lazy), _floats(found[original])):
             what = f"{copy} is said to be tied to {original} and has other values"
             raise UserError(what, source)
+
+
+def _preset_tokenizer(source: Path, options: dict) -> Tokenizer:
+    """A keras-hub preset's, whose files have names of their own."""
+    settings = json.loads((source / "tokenizer.json").read_text(encoding="utf-8"))
+    if "lowercase" in settings.get("config", {}):
+        options = {"lowercase": settings["config"]["lowercase"], **options}
+    with tempfile.TemporaryDirectory() as folder:
+        for path in (source / "assets/tokenizer").iterdir():
+            name = path.name.replace("vocabulary.spm", "tokenizer.model")
+            shutil.copy(path, Path(folder) / name.replace("vocabulary", "vocab"))
+        return Tokenizer.load(folder, **options)
 
 
 def _floats(lazy: Lazy) -> np.ndarray:

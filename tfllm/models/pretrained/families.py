@@ -417,7 +417,7 @@ FAMILIES = {
         | {"feed_forward_bias": ("mlp_bias", False)},
     ),
     "mistral": _llama("Mistral", _HEAD | {"window": ("sliding_window", 4096)}),
-    "qwen2": _llama("Qwen2", {}, style=STYLES["qwen2"]),
+    "qwen2": _llama("Qwen2", _HEAD, style=STYLES["qwen2"]),
     "qwen3": _llama(
         "Qwen3",
         {"head_size": ("head_dim", 128)}

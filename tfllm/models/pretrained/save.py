@@ -1,15 +1,17 @@
 """A model of ours as a Hugging Face directory."""
 
 import json
+import math
+from functools import partial
 from pathlib import Path
 
 import keras
-import numpy as np
 
 from tfllm.core.errors import UserError
 from tfllm.core.files import atomic_directory
 from tfllm.models.pretrained.configs import Config, write_config
 from tfllm.models.pretrained.families import FAMILIES
+from tfllm.models.pretrained.tensors import Lazy, to_theirs
 from tfllm.text import Tokenizer
 
 
@@ -41,13 +43,13 @@ def save_hf(
     settings, rows = write_config(family, config), FAMILIES[family]
     layers = {variable.path.split("/")[0] for variable in model.weights}
     classifier = {"logits", "pooler"} <= layers and bool(rows.classifier)
-    named, strangers = {}, []
-    for variable in model.weights:
-        tensor = rows.tensor_of(variable.path, classifier)
-        if tensor is None:
-            strangers.append(variable.path)
-        else:
-            named.setdefault(tensor.name, {})[tensor.part] = (tensor, variable)
+    ours = {
+        variable.path: Lazy(
+            tuple(variable.shape), partial(keras.ops.convert_to_numpy, variable)
+        )
+        for variable in model.weights
+    }
+    theirs, strangers = to_theirs(rows, ours, classifier)
     if strangers:
         fix = "Merge adapters first" if any("lora" in x for x in strangers) else None
         what = f"a '{family}' checkpoint has no place for {', '.join(strangers)}"
@@ -70,16 +72,9 @@ def save_hf(
         if found is not None and settings.get(f"{role}_token_id") is None:
             settings[f"{role}_token_id"] = found
 
-    def read(name):
-        parts = [named[name][part] for part in sorted(named[name])]
-        arrays = [keras.ops.convert_to_numpy(variable) for _, variable in parts]
-        array = np.concatenate(arrays, axis=-1) if len(arrays) > 1 else arrays[0]
-        array = array.T if parts[0][0].transposed else array
-        return np.ascontiguousarray(array)
-
     shards, size = [[]], 0
-    for name, parts in named.items():
-        more = sum(int(np.prod(v.shape)) * 4 for _, v in parts.values())
+    for name, lazy in theirs.items():
+        more = 4 * math.prod(lazy.shape)
         if size and size + more > shard_bytes:
             shards.append([])
             size = 0
@@ -92,7 +87,7 @@ def save_hf(
             file = "model.safetensors"
             if len(shards) > 1:
                 file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-            arrays = {name[bare:]: read(name) for name in names}
+            arrays = {name[bare:]: theirs[name].read() for name in names}
             index |= dict.fromkeys(arrays, file)
             save_file(arrays, folder / file, metadata={"format": "pt"})
         if len(shards) > 1:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from tfllm.core.errors import UserError
+from tfllm.models.pretrained.families import Family
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,32 @@ class Lazy:
 
     shape: tuple[int, ...]
     read: Callable[[], np.ndarray]
+
+
+def to_theirs(
+    family: Family, ours: dict[str, Lazy], classifier: bool = False
+) -> tuple[dict[str, Lazy], list[str]]:
+    """Their tensors from our variables by path, and the paths that have no place."""
+    parts, strangers = {}, []
+    for path, lazy in ours.items():
+        tensor = family.tensor_of(path, classifier)
+        if tensor is None:
+            strangers.append(path)
+        else:
+            parts.setdefault(tensor.name, {})[tensor.part] = (tensor, lazy)
+
+    def read(pieces):
+        arrays = [np.asarray(pieces[part][1].read()) for part in sorted(pieces)]
+        array = np.concatenate(arrays, axis=-1) if len(arrays) > 1 else arrays[0]
+        return np.ascontiguousarray(array.T if pieces[0][0].transposed else array)
+
+    found = {}
+    for name, pieces in parts.items():
+        tensor, lazy = pieces[0]
+        shape = (*lazy.shape[:-1], lazy.shape[-1] * tensor.parts)
+        shape = shape[::-1] if tensor.transposed else shape
+        found[name] = Lazy(shape, partial(read, pieces))
+    return found, strangers
 
 
 # -- safetensors ----------------------------------------------------------------------
@@ -153,6 +180,12 @@ def gguf(path: Path) -> tuple[dict, dict[str, Lazy]]:
         "model_type": kind,
         "vocab_size": found["model.embed_tokens.weight"].shape[0],
     }
+    if (window := value(f"{kind}.attention.sliding_window")) and kind == "llama":
+        settings |= {"model_type": "mistral", "sliding_window": window}
+    size = settings.get("head_dim", settings["hidden_size"] // heads)
+    settings["partial_rotary_factor"] = (
+        value(f"{kind}.rope.dimension_count", size) / size
+    )
     settings["attention_bias"] = "model.layers.0.self_attn.q_proj.bias" in found
     settings["tie_word_embeddings"] = "lm_head.weight" not in found
     return settings, found
