@@ -61,16 +61,25 @@ class BytePair(Model):
         # Where no token goes across the start of a word, words can be cut there.
         self.by_word = defs.MARK in vocab and not defs.pre_tokenizers(definition)
         self.by_word &= all(defs.MARK not in t.lstrip(defs.MARK) for t in vocab)
-        merges, ranks = [], {}
+        merges, ranks, bounds = [], {}, {}
+        of_byte = set(symbols.values())
+
+        def end(token, at):  # the symbol that a token begins (0) or ends with (-1)
+            whole = vocab[token] in of_byte
+            return vocab[token] if whole else vocab.get(token[at], -1)
+
         for merge in model["merges"]:
             left, right = merge.split(" ") if isinstance(merge, str) else merge
             pair = vocab[left], vocab[right]
             ranks[pair] = len(merges)
+            bounds.setdefault((end(left, -1), end(right, 0)), len(merges))
             merges.append((*pair, vocab[left + right]))
         table = np.array(merges or [(0, 0, 0)], np.int64)
         self.merged = tf.constant(table[:, 2], tf.int32)
-        keys = [left * 2**32 + right for left, right in ranks]
-        self.ranks = IntTable(keys or [-1], list(ranks.values()) or [-1])
+        self.ranks, self.bounds = (
+            IntTable([a * 2**32 + b for a, b in t] or [-1], [*t.values()] or [-1])
+            for t in (ranks, bounds)
+        )
         # A merge may be done at all places at once if what it makes takes part only
         # in later merges; of another one only the first place is merged.
         order = np.arange(len(table))
@@ -130,24 +139,29 @@ class BytePair(Model):
         return tf.gather(index, present), tf.gather(symbol, present)
 
     def _merge(self, symbols, words):
-        """Merges until nothing can be: the new symbols at their first places, or -1."""
+        """Merges until nothing can be: the new symbols at their first places, or -1.
+
+        In each round every word merges its best pair, and all pairs besides whose turn
+        is sure to come: no merge across the joints next to such a pair, whatever the
+        symbols there have grown to by then, has so low a rank (`bounds`).
+        """
         size = tf.size(symbols)
 
-        def step(t, symbols, words, first, done):
-            inner = tf.equal(words[:-1], words[1:])
-            left, right = (
-                tf.cast(symbols, tf.int64)[:-1],
-                tf.cast(symbols[1:], tf.int64),
-            )
-            rank = tf.where(inner, self.ranks(left * 2**32 + right), -1)
-            rank = tf.where(rank < 0, INT_MAX, rank)
-            rank = tf.concat([rank, [INT_MAX]], 0)  # of each symbol with the next one
+        def joints(table, symbols, words):
+            """The rank of each symbol with the next one in the word."""
+            wide = tf.cast(symbols, tf.int64)
+            rank = table(wide[:-1] * 2**32 + wide[1:])
+            known = tf.equal(words[:-1], words[1:]) & (rank >= 0)
+            return tf.concat([tf.where(known, rank, INT_MAX), [INT_MAX]], 0)[
+                : tf.size(symbols)
+            ]
+
+        def step(t, symbols, words, first, bound, done):
+            rank = joints(self.ranks, symbols, words)
             best = tf.gather(tf.math.segment_min(rank, words), words)
-            open_ = best < INT_MAX
-            chosen = tf.equal(rank, best) & open_
-            safe_rank = tf.where(chosen, rank, 0)
+            unfinished, place = best < INT_MAX, tf.range(tf.size(rank))
+            chosen = tf.equal(rank, best) & unfinished
             again = chosen & shifted(chosen, 1, False)
-            place = tf.range(tf.size(rank))
 
             def every_second():  # of a run as in "aaaa", from the left
                 origin = latest(chosen & ~again, place)
@@ -155,25 +169,31 @@ class BytePair(Model):
 
             chosen = tf.cond(tf.reduce_any(again), every_second, lambda: chosen)
             if self.at_once is not None:
-                only_first = chosen & ~tf.gather(self.at_once, safe_rank)
+                only_first = chosen & ~tf.gather(
+                    self.at_once, tf.where(chosen, rank, 0)
+                )
                 at = tf.where(only_first, place, INT_MAX)
                 earliest = tf.gather(tf.math.segment_min(at, words), words)
                 chosen &= ~only_first | tf.equal(place, earliest)
-            symbols = tf.where(chosen, tf.gather(self.merged, safe_rank), symbols)
+            before, behind = shifted(bound, 1, INT_MAX), shifted(bound, -1, INT_MAX)
+            chosen |= (rank < before) & (rank < behind)
+            made = tf.gather(self.merged, tf.where(chosen, rank, 0))
+            symbols = tf.where(chosen, made, symbols)
+            bound = tf.where(chosen, behind, bound)
             # Words in which nothing was left to merge are put aside.
-            ready = indices(~open_)
+            ready = indices(~unfinished)
             parts = [tf.gather(part, ready) for part in (first, symbols)]
             done = done.write(t, tf.stack(parts, 1))
-            kept = indices(open_ & ~shifted(chosen, 1, False))
-            state = (tf.gather(part, kept) for part in (symbols, words, first))
+            kept = indices(unfinished & ~shifted(chosen, 1, False))
+            state = (tf.gather(part, kept) for part in (symbols, words, first, bound))
             return t + 1, *state, done
 
-        flat = tf.TensorShape([None])
+        flat, bound = tf.TensorShape([None]), joints(self.bounds, symbols, words)
         *_, done = tf.while_loop(
             lambda t, symbols, *_: (tf.size(symbols) > 0) | tf.equal(t, 0),
             step,
-            (0, symbols, words, tf.range(size), growing([None, 2])),
-            shape_invariants=(tf.TensorShape([]), *[flat] * 3, None),
+            (0, symbols, words, tf.range(size), bound, growing([None, 2])),
+            shape_invariants=(tf.TensorShape([]), *[flat] * 4, None),
         )
         done = done.concat()
         return placed(done[:, 0], done[:, 1], size)
