@@ -114,6 +114,7 @@ def smollm2():
     return checkpoint, checkpoint.build(), json.loads(path.read_text())
 
 
+@pytest.mark.slow
 def test_smollm2_first_logits_and_tokenizer(smollm2):
     checkpoint, model, expected = smollm2
     assert checkpoint.config.head_size is None
@@ -417,6 +418,13 @@ def test_a_body_is_taken_over_by_a_model_with_another_head(tmp_path):
         np.testing.assert_array_equal(
             outputs(other, ids)[name], outputs(model, ids)[name]
         )
+    three, other = encoder(config, num_labels=3), encoder(config, num_labels=4)
+    labelled = open_checkpoint(save_hf(three, config, "bert", tmp_path / "three"))
+    told = labelled.fill(other, heads=False)
+    assert told["fresh"] == ["logits/kernel", "logits/bias"]
+    assert sorted(told["unused"]) == ["classifier.bias", "classifier.weight"]
+    with pytest.raises(UserError, match=r"classifier.weight is \[3, 16\]"):
+        labelled.fill(other)
     with pytest.raises(UserError, match=r"missing bert\.encoder\.layer\.2"):
         deeper = encoder(EncoderConfig(50, 16, 3, 2, 32, max_length=12))
         checkpoint.fill(deeper, heads=False)
@@ -491,6 +499,18 @@ def test_loading_takes_little_more_memory_than_the_weights(tmp_path, root):
     megabytes = (tmp_path / "x/model.safetensors").stat().st_size / 2**20
     assert megabytes > 380
     assert float(call("load").split()[-1]) < megabytes / 3
+
+
+def test_bfloat16_both_ways(tmp_path):
+    model, config, folder = tiny_bert(tmp_path)
+    low = open_checkpoint(folder).build("bfloat16")
+    save_hf(low, config, "bert", tmp_path / "low")
+    tensors = load_file(tmp_path / "low/model.safetensors")
+    assert {str(x.dtype) for x in tensors.values()} == {"bfloat16"}
+    for a, b in zip(
+        open_checkpoint(tmp_path / "low").build().weights, model.weights, strict=True
+    ):
+        np.testing.assert_array_equal(a, ops.cast(ops.cast(b, "bfloat16"), "float32"))
 
 
 def test_pickles_are_never_opened(tmp_path, monkeypatch):

@@ -92,29 +92,23 @@ class Checkpoint:
         family = FAMILIES[self.family]
         places, used, fresh, problems = [], set(), [], []
         for variable in model.weights:
-            if variable.path.rpartition("/")[2] in ADAPTERS and not heads:
-                fresh.append(variable.path)
-                continue
-            tensor = family.tensor_of(variable.path, self.classifier)
+            path, shape = variable.path, tuple(variable.shape)
+            tensor = family.tensor_of(path, self.classifier)
             lazy = tensor and self.tensors.get(tensor.name)
-            if lazy is not None and not heads and family.is_head(tensor.name):
-                fits = tensor.shape(lazy.shape) == tuple(variable.shape)
-                lazy = lazy if fits else None  # a classifier of other labels
-            if lazy is None:
-                told = f"missing {tensor.name if tensor else variable.path}"
-                own = not variable.path.startswith(("block_", "token_embedding"))
-                own = own and (tensor is None or family.is_head(tensor.name))
-                (problems, fresh)[own and not heads].append(
-                    variable.path if own and not heads else told
-                )
+            if lazy is not None and tensor.shape(lazy.shape) == shape:
+                used.add(tensor.name)
+                places.append((variable, tensor, lazy))
                 continue
-            used.add(tensor.name)
-            if tensor.shape(lazy.shape) != tuple(variable.shape):
-                problems.append(
-                    f"{tensor.name} is {list(lazy.shape)}, {variable.path} is "
-                    f"{list(variable.shape)}"
-                )
-            places.append((variable, tensor, lazy))
+            body = path.startswith(("block_", "token_embedding"))
+            own = not body and (tensor is None or family.is_head(tensor.name))
+            if not heads and (own or path.rpartition("/")[2] in ADAPTERS):
+                fresh.append(path)
+            elif lazy is None:
+                problems.append(f"missing {tensor.name if tensor else path}")
+            else:
+                used.add(tensor.name)
+                told = f"{tensor.name} is {list(lazy.shape)}, {path} is {list(shape)}"
+                problems.append(told)
         rest = [name for name in self.tensors if name not in used]
         unused = [name for name in rest if family.is_head(name) and not heads]
         problems += [f"left over {name}" for name in rest if name not in unused]
@@ -237,7 +231,7 @@ def _untie(tied: dict[str, str], found: dict[str, Lazy], source) -> None:
         lazy = found.pop(copy)
         if original not in found:
             found[original] = lazy
-        elif not np.array_equal(_floats(lazy), _floats(found[original])):
+        elif not np.array_equal(lazy.read(), found[original].read()):
             what = f"{copy} is said to be tied to {original} and has other values"
             raise UserError(what, source)
 

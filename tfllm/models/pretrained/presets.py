@@ -38,8 +38,8 @@ _PRESETS = {
     ),
 }
 NAMES = tuple(_PRESETS)
-# Never a pickle: *.bin, *.pt and *.h5 stay where they are.
-HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "1_Pooling/*")
+# Never a pickle: *.bin and *.pt stay where they are; nor a second copy of the weights.
+HUB_FILES = ("*.json", "model*.safetensors", "*.txt", "*.model")
 
 
 def find(name: str) -> Path:
