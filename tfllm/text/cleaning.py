@@ -8,10 +8,12 @@ text in the very same way; nothing has to be remembered beside it.
 import dataclasses
 import functools
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from tfllm.core.errors import UserError, did_you_mean
+from tfllm.text.scripts import UNSPACED
 
 UNICODE_FORMS = ("NFC", "NFD", "NFKC", "NFKD")
 # C0 and C1 but for tab and the line ends, and the byte order mark.
@@ -94,8 +96,9 @@ class Cleaning:
             steps += [replacement(char, narrow) for char, narrow in wide.items()]
         if self.unicode:
             steps += [{"type": self.unicode}]
-        other = [word for word in self._words() if has_no_spaces(word)]
-        latin = [word for word in self._words() if not has_no_spaces(word)]
+        unspaced = re.compile(f"[{UNSPACED}]").search
+        other = [word for word in self._words() if unspaced(word)]
+        latin = [word for word in self._words() if not unspaced(word)]
         if latin:
             forms = {
                 f for w in latin for f in (w, w.lower(), w.capitalize(), w.upper())
@@ -147,13 +150,6 @@ def stop_words() -> dict[str, list[str]]:
     """The lists of function words that come with the package, by language."""
     file = Path(__file__).with_name("stop_words.json")
     return json.loads(file.read_text(encoding="utf-8"))
-
-
-def has_no_spaces(word: str) -> bool:
-    """Whether a word is of a script that puts no spaces between words."""
-    spans = ("\u0e00\u0eff", "\u1000\u109f", "\u1780\u17ff", "\u2e80\uabff")
-    spans += ("\uf900\ufaff", "\U00020000\U0003ffff")
-    return any(low <= char <= high for char in word for low, high in spans)
 
 
 def _is_word(word: str) -> bool:

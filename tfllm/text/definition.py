@@ -5,6 +5,7 @@ import json
 import re
 
 from tfllm.core.errors import UserError
+from tfllm.text import scripts
 
 # -- the pattern of words -------------------------------------------------------------
 # Scripts that put no spaces between words: cut by a dictionary, else by character.
@@ -187,9 +188,14 @@ class Template:
         """How many tokens are added."""
         return sum(isinstance(item, int) for item, _ in self.items)
 
-    def index(self, text: str) -> int:
-        """Where a text stands."""
-        return [item for item, _ in self.items].index(text)
+    def filled(self, *texts: list[int]) -> tuple[list[int], list[int]]:
+        """The ids of texts with those added, and the segment id of each."""
+        ids, segments = [], []
+        for item, segment in self.items:
+            part = [item] if isinstance(item, int) else texts["AB".index(item)]
+            ids += part
+            segments += [segment] * len(part)
+        return ids, segments
 
 
 def templates(definition: dict) -> tuple[Template, Template]:
@@ -313,10 +319,7 @@ def pieces(definition: dict, kind: str, tokens: list[str]) -> Pieces:
 
 
 # Chinese, Japanese and the like, and their punctuation: no spaces around.
-_UNSPACED = re.compile(
-    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2018-\u201d\u2026\u2e80-\uabff"
-    "\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff]"
-)
+_UNSPACED = re.compile(f"[{scripts.UNSPACED}\u2018-\u201d\u2026\uff00-\uffef]")
 _CLOSING = {*".,!?;:%)]}'"}
 _OPENING = {*"([{'"}
 

@@ -7,10 +7,10 @@ from itertools import islice
 
 from tfllm.config import flag
 from tfllm.text.cleaning import Cleaning
-from tfllm.text.tokenizer import Tokenizer
+from tfllm.text.scripts import CJK, HANGUL
+from tfllm.text.tokenizer import KINDS, Tokenizer
 
-KINDS = ("characters", "words", "wordpiece", "bpe", "unigram")
-CJK = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
+ASIAN = re.compile(f"[{CJK}{HANGUL}]")
 LETTER = re.compile(r"\w")
 
 
@@ -42,7 +42,8 @@ def language_of(texts: Iterable[str]) -> str:
     Japanese and Korean count as `zh`: what is meant is writing without many spaces.
     """
     sample = "".join(text[:500] for text in islice(texts, 2000))
-    return "zh" if 2 * len(CJK.findall(sample)) > len(LETTER.findall(sample)) else "en"
+    asian, letters = len(ASIAN.findall(sample)), len(LETTER.findall(sample))
+    return "zh" if 2 * asian > letters else "en"
 
 
 def tokenizer_for(flags: TextFlags, texts: Sequence[str], **defaults) -> Tokenizer:

@@ -11,14 +11,7 @@ from tfllm.text import definition as defs
 from tfllm.text.cleaning import replacement
 from tfllm.text.probe import mapped
 from tfllm.text.tokenizer import Tokenizer
-from tfllm.text.training import (
-    NEVER,
-    NMT_DROPPED,
-    NMT_SPACE,
-    bert_definition,
-    bpe_model,
-    byte_level,
-)
+from tfllm.text.training import NEVER, bert_definition, bpe_model, byte_level, nmt_nfkc
 
 NAMES = (
     "tokenizer.json",
@@ -69,7 +62,10 @@ def load(
             definition = _gpt2(definition, path)
     else:
         definition = sentencepiece(data, path)
-    roles |= {k: v for k, v in _configured_roles(settings).items() if v}
+    for role in defs.ROLE_NAMES:
+        token = settings.get(f"{role}_token")
+        token = token.get("content") if isinstance(token, dict) else token
+        roles |= {role: token} if token else {}
     if pad_token is not None:
         known = defs.vocabulary(defs.complete(definition))
         if pad_token not in known:
@@ -121,14 +117,6 @@ def _json(data: bytes, path: Path) -> dict:
 def _settings(directory: Path) -> dict:
     file = directory / "tokenizer_config.json"
     return _json(_read(file), file) if file.is_file() else {}
-
-
-def _configured_roles(settings: dict) -> dict[str, str | None]:
-    roles = {}
-    for role in defs.ROLE_NAMES:
-        token = settings.get(f"{role}_token")
-        roles[role] = token.get("content") if isinstance(token, dict) else token
-    return roles
 
 
 # -- BERT and GPT-2 ------------------------------------------------------------------
@@ -268,8 +256,7 @@ def charsmap_steps(charsmap: bytes) -> list[dict]:
     if not charsmap:
         return []
     wanted = {k: v for k, v in _darts(charsmap).items() if len(k) == 1}
-    steps = [replacement(NMT_DROPPED, "", regex=True)]
-    steps += [replacement(NMT_SPACE, " ", regex=True), {"type": "NFKC"}]
+    steps = nmt_nfkc()
     if wanted.get("A") == "a":
         steps.append({"type": "Lowercase"})
     found, first = mapped(json.dumps(steps)), []

@@ -65,14 +65,12 @@ class GraphTokenizer(tf.Module):
             self.normalizer = normalizer(tokenizer.definition)
             self.model = MODELS[tokenizer.kind](tokenizer)
             added = tokenizer.definition["added_tokens"]
-            if any(t["lstrip"] or t["rstrip"] or t["single_word"] for t in added):
-                raise UserError(
-                    "tokens that take spaces with them are not in the graph"
-                )
-            if not all(t["special"] for t in added):
-                raise UserError(
-                    "added tokens that are not special are not in the graph"
-                )
+            for token in added:
+                if (
+                    any(token[flag] for flag in ("lstrip", "rstrip", "single_word"))
+                    or not token["special"]
+                ):
+                    raise UserError(f"an added token like {token} is not in the graph")
             self.special = Trie({t["content"]: t["id"] for t in added})
             pieces = tokenizer.pieces
             self.pieces = tf.constant(pieces.texts)

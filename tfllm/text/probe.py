@@ -75,23 +75,7 @@ def mapped(steps: str) -> dict[int, tuple[int, ...]]:
 
     Right for steps that look at one character at a time.
     """
-    listed = json.loads(steps)
-    is_literal = [len(s.get("pattern", {}).get("String", "")) == 1 for s in listed]
-    if all(is_literal):
-        table = {}
-        for step in listed:
-            char, to = step["pattern"]["String"], tuple(map(ord, step["content"]))
-            table = _then(table, {ord(char): to})
-        return table
-    if any(is_literal):  # to ask the library about 95 of them is slow
-        at = is_literal.index(True)
-        end = at + [*is_literal[at:], False].index(False)
-        parts = listed[:at], listed[at:end], listed[end:]
-        table = {}
-        for part in filter(None, parts):
-            table = _then(table, mapped(json.dumps(part)))
-        return table
-    step = {"type": "Sequence", "normalizers": listed}
+    step = {"type": "Sequence", "normalizers": json.loads(steps)}
     normalize = normalizer_from_json(step).normalize_str
     changed: dict[int, tuple[int, ...]] = {}
     # Asked for all at once, parted by a character that the steps leave alone.
@@ -119,16 +103,6 @@ def mapped(steps: str) -> dict[int, tuple[int, ...]]:
             raise ValueError("unassigned characters become others")
         changed.update(dict.fromkeys(range(first, _EMPTY[1]), ()))
     return changed
-
-
-def _then(first: dict, second: dict) -> dict[int, tuple[int, ...]]:
-    """What one table and then another make of each code point."""
-    table = {
-        code: tuple(c for char in to for c in second.get(char, (char,)))
-        for code, to in first.items()
-    }
-    table = {code: to for code, to in table.items() if to != (code,)}
-    return {c: to for c, to in second.items() if c not in first} | table
 
 
 @functools.cache

@@ -18,6 +18,7 @@ from tfllm.core.errors import UserError
 from tfllm.core.files import atomic_write, sha256
 from tfllm.text import definition as defs
 
+KINDS = ("characters", "words", "wordpiece", "bpe", "unigram")
 TRUNCATIONS = ("longest_first", "only_first", "only_second")
 
 
@@ -43,13 +44,13 @@ class Tokenizer:
     def __init__(self, definition: dict, roles: dict[str, str | None] | None = None):
         self.definition = defs.complete(definition)
         self.kind = defs.kind_of(self.definition)
-        self._ids = defs.vocabulary(self.definition)
-        self.tokens_raw = [""] * (max(self._ids.values(), default=-1) + 1)
-        for token, token_id in self._ids.items():
+        self.ids = defs.vocabulary(self.definition)
+        self.tokens_raw = [""] * (max(self.ids.values(), default=-1) + 1)
+        for token, token_id in self.ids.items():
             self.tokens_raw[token_id] = token
-        self.roles = defs.guess_roles(self.definition, self._ids) | (roles or {})
+        self.roles = defs.guess_roles(self.definition, self.ids) | (roles or {})
         for role, token in self.roles.items():
-            if token is not None and token not in self._ids:
+            if token is not None and token not in self.ids:
                 raise UserError(f"the {role} token '{token}' is not in the vocabulary")
         if self.pad_id is not None and self.pad_id in (self.eos_id, self.sep_id):
             raise UserError(
@@ -125,32 +126,27 @@ class Tokenizer:
         """Ids of all special tokens."""
         added = self.definition["added_tokens"]
         ids = {token["id"] for token in added if token["special"]}
-        roles = {self._ids[token] for token in self.roles.values() if token}
+        roles = {self.ids[token] for token in self.roles.values() if token}
         return frozenset(ids | roles)
 
     def token_to_id(self, token: str) -> int | None:
         """The id of a token (as `tokens` writes it, or raw), or None."""
-        found = self._ids.get(token)
+        found = self.ids.get(token)
         if found is None and self.kind == "words":
             return self._plain_ids.get(token)
         return found
-
-    @property
-    def definition_ids(self) -> dict[str, int]:
-        """Raw token to id, the special ones included."""
-        return self._ids
 
     @functools.cached_property
     def _plain_ids(self) -> dict[str, int]:
         return {token: token_id for token_id, token in enumerate(self.tokens)}
 
-    pad_id = property(lambda self: self._ids.get(self.roles["pad"]))
-    unk_id = property(lambda self: self._ids.get(self.roles["unk"]))
-    cls_id = property(lambda self: self._ids.get(self.roles["cls"]))
-    sep_id = property(lambda self: self._ids.get(self.roles["sep"]))
-    bos_id = property(lambda self: self._ids.get(self.roles["bos"]))
-    eos_id = property(lambda self: self._ids.get(self.roles["eos"]))
-    mask_id = property(lambda self: self._ids.get(self.roles["mask"]))
+    pad_id = property(lambda self: self.ids.get(self.roles["pad"]))
+    unk_id = property(lambda self: self.ids.get(self.roles["unk"]))
+    cls_id = property(lambda self: self.ids.get(self.roles["cls"]))
+    sep_id = property(lambda self: self.ids.get(self.roles["sep"]))
+    bos_id = property(lambda self: self.ids.get(self.roles["bos"]))
+    eos_id = property(lambda self: self.ids.get(self.roles["eos"]))
+    mask_id = property(lambda self: self.ids.get(self.roles["mask"]))
 
     # -- text to ids ------------------------------------------------------------------
 
@@ -196,15 +192,11 @@ class Tokenizer:
         Returns:
             A list of ids for each text.
         """
-        encodings = self._encode(texts, parse_special, fast=True)
-        rows = [encoding.ids for encoding in encodings]
+        rows = [e.ids for e in self._encode(texts, parse_special, fast=True)]
         if not add_special_tokens:
             return rows if max_length is None else [row[:max_length] for row in rows]
         budget = self.budget(self.single, max_length)
-        single, before = self.single, self.single.index("A")
-        opening = [item for item, _ in single.items[:before]]
-        ending = [item for item, _ in single.items[before + 1 :]]
-        return [opening + row[:budget] + ending for row in rows]
+        return [self.single.filled(row[:budget])[0] for row in rows]
 
     def encode_pairs(
         self,
@@ -228,19 +220,13 @@ class Tokenizer:
         if len(firsts) != len(seconds):
             raise ValueError(f"{len(firsts)} first texts, {len(seconds)} second ones")
         budget = self.budget(self.pair, max_length)
-        rows, segments = [], []
+        rows = []
         for a, b in zip(firsts, seconds, strict=True):
             if budget is not None:
                 len_a, len_b = pair_lengths(len(a), len(b), budget, truncation)
                 a, b = a[:len_a], b[:len_b]
-            row, segment = [], []
-            for item, type_id in self.pair.items:
-                ids = a if item == "A" else b if item == "B" else [item]
-                row += ids
-                segment += [type_id] * len(ids)
-            rows.append(row)
-            segments.append(segment)
-        return rows, segments
+            rows.append(self.pair.filled(a, b))
+        return [ids for ids, _ in rows], [segments for _, segments in rows]
 
     def encode_with_offsets(
         self, texts: Sequence[str]

@@ -11,24 +11,13 @@ from pathlib import Path
 from tfllm.core.console import progress as progress_bar
 from tfllm.core.errors import UserError, did_you_mean
 from tfllm.text import definition as defs
-from tfllm.text.cleaning import (
-    Cleaning,
-    normalizer_from_json,
-    replacement,
-)
+from tfllm.text.cleaning import Cleaning, normalizer_from_json, replacement
 from tfllm.text.probe import in_class
-from tfllm.text.tokenizer import Tokenizer, whole_text
+from tfllm.text.tokenizer import KINDS, Tokenizer, whole_text
 
-KINDS = ("characters", "words", "wordpiece", "bpe", "unigram")
 BERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 SPECIAL = ("<pad>", "<unk>", "<s>", "</s>", "<mask>")
 NEVER = -10_000.0  # the score of a special token: no path goes through it
-# What SentencePiece's rule `nmt_nfkc` does beside NFKC.
-NMT_DROPPED = r"[\x{1}-\x{8}\x{B}\x{E}-\x{1F}\x{7F}\x{8F}\x{9F}]"
-NMT_SPACE = (
-    r"[\x{9}\x{A}\x{C}\x{D}\x{1680}\x{200B}\x{200C}\x{200E}\x{200F}\x{2028}"
-    r"\x{2029}\x{2581}\x{FEFF}\x{FFFD}]"
-)
 
 
 def train(
@@ -193,6 +182,15 @@ def cleaner(steps: list[dict]):
     return normalizer_from_json(sequence).normalize_str
 
 
+def nmt_nfkc() -> list[dict]:
+    """SentencePiece's rule of that name: NFKC, and what it does to some others."""
+    dropped = r"[\x{1}-\x{8}\x{B}\x{E}-\x{1F}\x{7F}\x{8F}\x{9F}]"
+    spaces = r"[\x{9}\x{A}\x{C}\x{D}\x{1680}\x{200B}\x{200C}\x{200E}\x{200F}"
+    spaces += r"\x{2028}\x{2029}\x{2581}\x{FEFF}\x{FFFD}]"
+    steps = [replacement(dropped, "", regex=True)]
+    return [*steps, replacement(spaces, " ", regex=True), {"type": "NFKC"}]
+
+
 def _most_frequent(counts: Counter, min_frequency: int, size: int) -> list[str]:
     kept = [(-n, token) for token, n in counts.items() if n >= min_frequency]
     return [token for _, token in sorted(kept)[: max(0, size)]]
@@ -330,8 +328,7 @@ def _unigram(stream, size, special, steps, min_frequency, cleaning):
     import regex
 
     if cleaning is None:
-        steps = [*steps, replacement(NMT_DROPPED, "", regex=True)]
-        steps += [replacement(NMT_SPACE, " ", regex=True), {"type": "NFKC"}]
+        steps = [*steps, *nmt_nfkc()]
         steps.append({"type": "Strip", "strip_left": True, "strip_right": True})
         steps.append(replacement(" {2,}", " ", regex=True))
     steps.append({"type": "Prepend", "prepend": defs.MARK})
@@ -358,8 +355,12 @@ def _unigram(stream, size, special, steps, min_frequency, cleaning):
 
 
 def exact(score: float) -> float:
-    """A score whose sums have no rounding, so that any order of adding is equal."""
-    return round(score * 2**16) / 2**16
+    """A score whose sums have no rounding, so that any order of adding is equal.
+
+    So few binary places that it has 15 decimal digits at most: a reader of JSON that
+    is not careful with more (that of `tokenizers`) reads it right, too.
+    """
+    return round(score * 2**13) / 2**13
 
 
 def learn_pieces(

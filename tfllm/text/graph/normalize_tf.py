@@ -103,7 +103,7 @@ class CharMap(tf.Module):
         self.flat = tf.constant(flat or [0], tf.int32)
 
     def __call__(self, chars: Rows, record: tf.Tensor | None = None) -> Rows:
-        """The texts with them replaced."""
+        """The texts after that."""
         record = self.table(chars.values) if record is None else record
         shift = tf.bitwise.right_shift(record, 6)
         lengths = tf.bitwise.bitwise_and(record, 31)
@@ -142,7 +142,7 @@ class CharSteps(tf.Module):
         self.table = CharMap(steps, active)
 
     def __call__(self, chars: Rows) -> Rows:
-        """The texts after all steps."""
+        """The texts after that."""
         record = self.table.table(chars.values)
 
         def slowly():
@@ -172,7 +172,7 @@ class UnicodeForm(tf.Module):
             self.second = CodeTable(second)
 
     def __call__(self, chars: Rows) -> Rows:
-        """The texts in this form."""
+        """The texts after that."""
         chars = self.decompose(chars)
         classes, edge = self.classes(chars.values), chars.edges
         run = tf.cast(counted(tf.equal(classes, 0) | edge), tf.int64)
@@ -241,7 +241,7 @@ class Literals(tf.Module):
         self.trie, self.content = Trie(dict.fromkeys(strings, 1)), content
 
     def __call__(self, chars: Rows) -> Rows:
-        """The texts without them."""
+        """The texts after that."""
         _, longest = self.trie(chars.values, chars.splits)
         return replaced(chars, *in_turn(longest), self.content)
 
@@ -254,7 +254,7 @@ class Tags(tf.Module):
         self.content = content
 
     def __call__(self, chars: Rows) -> Rows:
-        """The texts without them."""
+        """The texts after that."""
         codes, last = chars.values, shifted(chars.edges, -1, True)
         opening, closing = tf.equal(codes, ord("<")), tf.equal(codes, ord(">"))
         lower = tf.bitwise.bitwise_or(codes, 32)
@@ -277,7 +277,7 @@ class WholeWords(tf.Module):
         self.words = StringTable(dict.fromkeys(words, 1))
 
     def __call__(self, chars: Rows) -> Rows:
-        """The texts without them."""
+        """The texts after that."""
         inner = self.inner(chars.values) > 0
         start = chars.edges | ~(inner & shifted(inner, 1, False))
         splits = tf.concat([indices(start), [chars.size]], 0)
@@ -297,7 +297,7 @@ class Strip(tf.Module):
         self.left, self.right = step["strip_left"], step["strip_right"]
 
     def __call__(self, chars: Rows) -> Rows:
-        """The texts without it."""
+        """The texts after that."""
         solid = tf.equal(self.blank(chars.values), 0)
         before = tf.concat([[0], counted(solid)], 0)
         at_splits = tf.gather(before, chars.splits)
@@ -317,7 +317,7 @@ class Squeeze(tf.Module):
         self.content = ord(content)
 
     def __call__(self, chars: Rows) -> Rows:
-        """The texts with single spaces."""
+        """The texts after that."""
         space = tf.equal(chars.values, 0x20)
         again = space & shifted(space, 1, False) & ~chars.edges
         follows = shifted(again, -1, False)
@@ -333,7 +333,7 @@ class Prepend(tf.Module):
         self.codes = tf.constant([*map(ord, text)], tf.int32)
 
     def __call__(self, chars: Rows) -> Rows:
-        """The texts with them."""
+        """The texts after that."""
         first, extra = chars.edges, self.codes.shape[0]
         index, place, splits = repeated(1 + tf.cast(first, tf.int32) * extra)
         taken = chars.take(index, tf.gather(splits, chars.splits))

@@ -18,7 +18,7 @@ class CodeTable(tf.Module):
         self.index = tf.constant(index, tf.int32)
 
     def __call__(self, codes: tf.Tensor) -> tf.Tensor:
-        """The values of code points."""
+        """The values of all."""
         block = tf.gather(self.index, tf.bitwise.right_shift(codes, 7))
         return tf.gather(self.blocks, block + tf.bitwise.bitwise_and(codes, 127))
 
@@ -34,7 +34,7 @@ class IntTable(tf.Module):
         self.table = tf.lookup.StaticHashTable(initializer, -1)
 
     def __call__(self, keys: tf.Tensor) -> tf.Tensor:
-        """The values of keys."""
+        """The values of all."""
         return self.table.lookup(keys)
 
 

@@ -99,9 +99,7 @@ class Words(Model):
         kinds[[ord("'"), 0x2019]] = self.APOSTROPHE
         self.kinds, self.unk_id = CodeTable(kinds), tokenizer.unk_id
         special = tokenizer.special_ids
-        words = {
-            t: i for t, i in tokenizer.definition_ids.items() if t and i not in special
-        }
+        words = {t: i for t, i in tokenizer.ids.items() if t and i not in special}
         self.cut = None
         if model["type"] == "Unigram":
             scores = dict(model["vocab"])
