@@ -61,7 +61,7 @@ def normalizer(definition: dict) -> list:
         anywhere = alternatives(regex, ANYWHERE)
         if step["type"] == "Strip":
             functions.append(Strip(step))
-        elif step["type"] == "Prepend":
+        elif step["type"] == "Prepend" and len(step["prepend"]) == 1:
             functions.append(Prepend(step["prepend"]))
         elif regex == " {2,}" and len(content) == 1:
             functions.append(Squeeze(content))
@@ -298,15 +298,22 @@ class Strip(tf.Module):
 
     def __call__(self, chars: Rows) -> Rows:
         """The texts after that."""
-        solid = tf.equal(self.blank(chars.values), 0)
-        before = tf.concat([[0], counted(solid)], 0)
-        at_splits = tf.gather(before, chars.splits)
-        row, kept = rows_of(chars.splits), tf.fill([chars.size], True)
-        if self.left:
-            kept &= before[1:] > tf.gather(at_splits, row)
-        if self.right:
-            kept &= before[:-1] < tf.gather(at_splits, row + 1)
-        return chars.keep(kept)
+
+        def stripped():
+            solid = tf.equal(self.blank(chars.values), 0)
+            before = tf.concat([[0], counted(solid)], 0)
+            at_splits = tf.gather(before, chars.splits)
+            row, kept = rows_of(chars.splits), tf.fill([chars.size], True)
+            if self.left:
+                kept &= before[1:] > tf.gather(at_splits, row)
+            if self.right:
+                kept &= before[:-1] < tf.gather(at_splits, row + 1)
+            return chars.keep(kept)
+
+        # Mostly there is none: to look at the ends alone is enough to know.
+        ends = tf.concat([chars.splits, tf.maximum(chars.splits - 1, 0)], 0)
+        ends = tf.gather(tf.concat([chars.values, [0]], 0), ends)
+        return tf.cond(tf.reduce_any(self.blank(ends) > 0), stripped, lambda: chars)
 
 
 class Squeeze(tf.Module):
@@ -320,23 +327,24 @@ class Squeeze(tf.Module):
         """The texts after that."""
         space = tf.equal(chars.values, 0x20)
         again = space & shifted(space, 1, False) & ~chars.edges
-        follows = shifted(again, -1, False)
-        codes = tf.where(follows | again, self.content, chars.values)
-        return chars._replace(values=codes).keep(~follows)
+
+        def squeezed():
+            follows = shifted(again, -1, False)
+            codes = tf.where(follows | again, self.content, chars.values)
+            return chars._replace(values=codes).keep(~follows)
+
+        return tf.cond(tf.reduce_any(again), squeezed, lambda: chars)
 
 
 class Prepend(tf.Module):
-    """Puts characters before every text that is not empty."""
+    """Puts a character before every text that is not empty."""
 
-    def __init__(self, text: str):
+    def __init__(self, char: str):
         super().__init__()
-        self.codes = tf.constant([*map(ord, text)], tf.int32)
+        self.code = ord(char)
 
     def __call__(self, chars: Rows) -> Rows:
         """The texts after that."""
-        first, extra = chars.edges, self.codes.shape[0]
-        index, place, splits = repeated(1 + tf.cast(first, tf.int32) * extra)
+        index, _, splits = repeated(1 + tf.cast(chars.edges, tf.int32))
         taken = chars.take(index, tf.gather(splits, chars.splits))
-        new = tf.gather(first, index) & (place < extra)
-        codes = tf.gather(self.codes, tf.minimum(place, extra - 1))
-        return taken._replace(values=tf.where(new, codes, taken.values))
+        return taken._replace(values=tf.where(taken.edges, self.code, taken.values))
