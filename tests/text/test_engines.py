@@ -81,6 +81,38 @@ def test_real_text(shared, foreign, name):
     assert count > 200_000
 
 
+def test_ties_fall_alike(foreign):
+    """Cuts with equal scores, after a text whose score has had time to be rounded."""
+    texts = [part * i + "=" * k for part in ("ab", "hello.") for i in range(1, 30)
+             for k in (5, 9, 17, 23)]  # fmt: skip
+    assert_equal(*foreign("chinese_sp"), texts)
+
+
+def test_merges_in_any_order():
+    """Merges whose products come in earlier ones, and runs, as sequential BPE does."""
+    import random
+
+    from tfllm.text import Tokenizer
+    from tfllm.text.training import bpe_model, byte_level
+
+    draw = random.Random(5)
+    for _ in range(12):
+        tokens, merges = list("abcd"), []
+        for _ in range(25):
+            pair = draw.choice(tokens), draw.choice(tokens)
+            if "".join(pair) not in tokens and len("".join(pair)) < 7:
+                merges.append(list(pair))
+                tokens.append("".join(pair))
+        draw.shuffle(merges)
+        vocab = {token: i + 1 for i, token in enumerate(tokens)} | {"<pad>": 0}
+        tokenizer = Tokenizer(byte_level(bpe_model(vocab, merges), [], "gpt2"))
+        texts = [
+            "".join(draw.choices("abcd", k=draw.randint(1, 40))) for _ in range(400)
+        ]
+        texts += ["a" * n for n in range(1, 20)]
+        assert_equal(tokenizer, tokenizer.graph(), texts)
+
+
 @hypothesis.settings(max_examples=60, deadline=None)
 @hypothesis.given(st.lists(st.text(max_size=60), max_size=5))
 @pytest.mark.parametrize("kind", [*KINDS, "bpe/llama3", "characters/NFKC"])

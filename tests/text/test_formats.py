@@ -8,6 +8,8 @@ import pytest
 
 from tfllm.core.errors import UserError
 from tfllm.text import Tokenizer
+from tfllm.text.cleaning import replacement
+from tfllm.text.formats import spm_definition
 
 from .conftest import trained
 from .texts import fuzzed
@@ -122,6 +124,19 @@ def test_gguf(tmp_path):
     file.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 5) + body[:40])
     with pytest.raises(UserError, match="GGUF"):
         Tokenizer.load(file)
+
+
+def test_sentencepiece_bpe_without_bytes():
+    """Several unknown characters in a row are one token."""
+    names = ["<unk>", "<pad>", "▁", "a", "b", "ab", "▁a", "▁ab"]
+    pieces = [(name, -float(i), 2 if i == 0 else 1) for i, name in enumerate(names)]
+    steps = [{"type": "Prepend", "prepend": "▁"}, replacement(" ", "▁")]
+    tokenizer = Tokenizer(spm_definition(pieces, steps, bpe=True))
+    texts = ["龘龘ab 龘 a龘龘b", "ab ab", "龘 龘龘", "", "b龘"]
+    ids = tokenizer.encode(texts)
+    assert ids[4] == [2, 4, 0]
+    assert ids[0] == [2, 0, 5, 2, 0, 6, 0, 4]
+    assert tokenizer.graph().encode(texts).to_list() == ids
 
 
 def test_sentencepiece_lines(shared, foreign):

@@ -1,8 +1,10 @@
 """Learning vocabularies, and cleaning."""
 
 import gzip
+import re
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 
@@ -10,7 +12,7 @@ from tfllm.core.errors import UserError
 from tfllm.text import Cleaning, Tokenizer
 
 from .conftest import KINDS, TEXTS, trained
-from .texts import fuzzed
+from .texts import fuzzed, lines
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -74,6 +76,35 @@ def test_chinese_by_a_given_dictionary(tmp_path):
     file.write_text("结婚 many\n")
     with pytest.raises(UserError, match=r"dict\.txt:1"):
         Tokenizer.train(["结婚"], "words", 50, dictionary=file)
+
+
+def test_chinese_paths_are_the_most_probable(shared, tmp_path):
+    """A dictionary file of 20,000 words, on real lines: both engines, and by hand."""
+    texts = lines(shared / "chnsenticorp/dev.tsv.gz", 400)
+    runs = [run for text in texts for run in re.findall("[\u4e00-\u9fff]+", text)]
+    counts = Counter(
+        run[at : at + n] for run in runs for n in (1, 2, 3) for at in range(len(run))
+    )
+    file = tmp_path / "dict.txt"
+    words = [f"{word} {n} x" for word, n in counts.most_common(20_000)]
+    file.write_text("\n".join(words) + "\n")
+    tokenizer = Tokenizer.train(texts, "words", 12_000, dictionary=file)
+    ids = tokenizer.encode(texts)
+    assert tokenizer.graph().encode(texts).to_list() == ids
+    scores = dict(tokenizer.definition["model"]["vocab"])
+    for run, row in zip(runs, tokenizer.encode(runs), strict=True):
+        if tokenizer.unk_id in row:
+            continue
+        tokens = [tokenizer.tokens[i] for i in row]
+        assert "".join(tokens) == run
+        best = [0.0]
+        for end in range(1, len(run) + 1):
+            ways = range(max(0, end - 6), end)
+            paths = [best[at] + scores.get(run[at:end], -1e9) for at in ways]
+            best.append(max(paths))
+        assert sum(scores[token] for token in tokens) == best[-1]
+    longer = sum(len(tokenizer.tokens[i]) > 1 for row in ids for i in row)
+    assert longer > 1000
 
 
 def test_chinese_dictionary_is_learned():
