@@ -142,8 +142,9 @@ def open_checkpoint(name: str | Path) -> Checkpoint:
 
     Args:
         name: A directory with `config.json` and safetensors (Hugging Face's layout) or
-            with a Keras preset, a `.gguf`, a llama2.c `.bin`, a `.keras` file of
-            keras-hub, a preset of `presets.NAMES`, or a name of the Hugging Face hub.
+            with a Keras preset; a `.gguf`, a llama2.c `.bin`, or a directory with one
+            of them; a `.keras` file of keras-hub; a preset of `presets.NAMES`; or a
+            name of the Hugging Face hub.
 
     Raises:
         UserError: Nothing is there, or it is broken, unknown or a pickle.
@@ -153,11 +154,11 @@ def open_checkpoint(name: str | Path) -> Checkpoint:
         source = presets.find(str(name))
     if source.suffix == ".safetensors":
         source = source.parent
-    if source.is_dir() and not (source / "config.json").is_file():
-        files = sorted(source.glob("*.gguf"))
-        if len(files) != 1:
-            raise UserError("there is no config.json", source)
-        source = files[0]
+    if source.is_dir() and not any(source.glob("model.*")):
+        models = [file for file in source.glob("*.bin") if file.name[:3] != "tok"]
+        files = [*source.glob("*.gguf")] or models
+        if len(files) == 1:  # of llama.cpp or llama2.c, or a pickle
+            source = files[0]
     if source.is_dir():
         settings, found = _directory(source)
     elif source.suffix == ".gguf":
@@ -175,6 +176,8 @@ def open_checkpoint(name: str | Path) -> Checkpoint:
 
 def _directory(folder: Path) -> tuple[dict, dict[str, Lazy]]:
     path = folder / "config.json"
+    if not path.is_file():
+        raise UserError("there is no config.json", folder)
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -239,7 +239,7 @@ def llama2c(path: Path) -> tuple[dict, dict[str, Lazy]]:
     start, order = 28, list(LLAMA2C)
     with open(path, "rb") as file:
         head = file.read(256)
-    if head[:2] in (b"PK", b"\x80\x02", b"\x80\x04"):
+    if head[:2] == b"PK" or (head[:1] == b"\x80" and head[2:4] != b"\0\0"):
         raise no_pickle(path)
     if head[:4] == b"24ka":
         if head[4:8] != b"\1\0\0\0":
