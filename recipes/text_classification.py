@@ -95,7 +95,7 @@ def main(argv: list[str] | None = None) -> int:
     from tfllm.training.trainer_tf import Trainer
 
     # 2. Choose what the flags left open; config.yaml will hold every choice.
-    start = None if config.model in MODELS else start_from(config.model, MODELS)
+    start = start_from(config, MODELS)
     architecture = "encoder" if start else config.model
     defaults = training_defaults(architecture, language, bool(config.lora_rank))
     if start:
@@ -145,7 +145,7 @@ def main(argv: list[str] | None = None) -> int:
         if vectors is not None:
             set_word_vectors(model, vectors)
         if start:
-            start.fill(model)
+            start.fill(model, labels)
 
     data = columns["train"], columns.get("validation")
     trainer = Trainer(task, config, run, *data, prepare)

@@ -60,3 +60,23 @@ def recipe(root):
         return run_main(lambda: module.main([str(a) for a in arguments]))
 
     return call
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(toy):
+    """A Hugging Face directory with a random BERT, small enough for tests."""
+    import keras
+
+    from tfllm.models.encoder import EncoderConfig, encoder
+    from tfllm.models.pretrained import save_hf
+    from tfllm.text import Tokenizer
+
+    texts = [text for text, _ in sentences(200, 7)]
+    tokenizer = Tokenizer.train(texts, "wordpiece", 200, lowercase=True)
+    keras.utils.set_random_seed(0)
+    shape = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "max_length": 64}
+    shape |= {"intermediate_size": 32, "initializer_range": 0.3}
+    config = EncoderConfig(tokenizer.vocabulary_size, **shape)
+    folder = toy.folder / "tiny_bert"
+    save_hf(encoder(config), config, "bert", folder, tokenizer)
+    return folder

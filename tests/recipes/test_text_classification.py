@@ -232,20 +232,23 @@ def weights(run):
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
-def test_killed_and_resumed_equals_uninterrupted(kills, work, toy, recipe, root):
-    arguments = [
-        *files(toy),
-        *FAST,
-        "--model",
-        "lstm",
-        "--hidden_size",
-        8,
-        "--epochs",
-        6,
-    ]
+@pytest.mark.parametrize("kind", ["lstm", "lora"])
+def test_killed_and_resumed_equals_uninterrupted(
+    kind, kills, work, toy, tiny_bert, recipe, root
+):
+    if kind == "lora":
+        arguments = [*files(toy), *FAST[:-2], "--model", tiny_bert]
+        arguments += ["--lora_rank", 2, "--lora_dropout", 0.1]
+        arguments += ["--unfreeze_epochs", 0.5]
+    else:
+        arguments = [*files(toy), *FAST, "--model", "lstm", "--hidden_size", 8]
+    arguments += ["--epochs", 6]
     arguments += ["--save_minutes", 0, "--no_export", "--ema_decay", 0.9]
     arguments += ["--gradient_accumulation_steps", 2, "--batch_size", 4]
-    whole, killed = work / "runs" / f"whole{kills}", work / "runs" / f"killed{kills}"
+    whole, killed = (
+        work / "runs" / f"whole{kind}{kills}",
+        work / "runs" / f"killed{kind}{kills}",
+    )
     assert recipe("text_classification", *arguments, "--output_dir", whole) == 0
     command = [sys.executable, root / "recipes/text_classification.py", *arguments]
     command = [str(word) for word in [*command, "--output_dir", killed]]

@@ -45,9 +45,17 @@ def set_weights(model: keras.Model, values: dict[str, np.ndarray], where=None) -
 def load_weights(
     model: keras.Model, path: str | Path, adapters: dict | None = None
 ) -> None:
-    """Reads a safetensors file into a model, strictly.
+    """Reads a safetensors file into a model, strictly; see `read_weights`."""
+    set_weights(model, read_weights(path, adapters), where=path)
 
-    With the `rank` and `alpha` of `adapters`, the file's are merged into their kernels.
+
+def read_weights(path: str | Path, adapters: dict | None = None) -> dict:
+    """Reads weights by path.
+
+    Args:
+        path: A safetensors file.
+        adapters: `rank` and `alpha` of the adapters in it, which are merged into their
+            kernels.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
@@ -59,7 +67,7 @@ def load_weights(
     if adapters:
         alpha, rank = adapters["alpha"], adapters["rank"]
         values = merged(values, (2 * rank if alpha is None else alpha) / rank)
-    set_weights(model, values, where=path)
+    return values
 
 
 def matrix_parameters(model: keras.Model) -> int:

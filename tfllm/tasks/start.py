@@ -17,30 +17,59 @@ class Start:
     """An encoder to go on from.
 
     Attributes:
+        name: What `--model` said.
         config: Its `EncoderConfig`.
         tokenizer: Its tokenizer.
-        fill: Pours its weights into a model whose layers have the same names; what
-            has no counterpart (a new head, adapters) keeps what it had.
+        labels: Names of its classes, if it is a classifier.
+        pour: Fills a model whose layers have the same names; returns the paths of the
+            weights that have no counterpart and keep what they had.
     """
 
+    name: str
     config: Any
     tokenizer: Tokenizer
-    fill: Callable[[Any], None]
+    labels: list[str] | None
+    pour: Callable[[Any], list[str]]
+
+    def fill(self, model, labels: list[str]) -> None:
+        """Pours the weights in; the head only where it speaks of the same labels."""
+        head = [v for v in model.weights if v.path.startswith("logits/")]
+        before = [v.numpy() for v in head]
+        fresh = self.pour(model)
+        if labels != self.labels:
+            for variable, value in zip(head, before, strict=True):
+                variable.assign(value)
+            fresh = sorted({*fresh, *(v.path for v in head)})
+        _tell(self.name, tuple(fresh))
 
 
-def start_from(name: str, architectures: list[str]) -> Start:
-    """Opens what `--model` names.
+def start_from(config, architectures: list[str]) -> Start | None:
+    """Opens what `--model` names; None if it names an architecture.
 
     Args:
-        name: A run directory, or what `models.pretrained.open_checkpoint` takes.
-        architectures: Names that would have been known too, for the error.
+        config: Flags; `model` is one of `architectures`, a run directory, or what
+            `models.pretrained.open_checkpoint` takes.
+        architectures: What begins from scratch.
 
     Raises:
-        UserError: There is nothing of that name, or it is not an encoder.
+        UserError: There is nothing of that name, it is not an encoder, or flags choose
+            what it brings along, or what only fine-tuning has.
     """
+    name = config.model
+    if name in architectures:
+        for flag in ("lora_rank", "unfreeze_epochs"):
+            if getattr(config, flag):
+                raise UserError(
+                    f"--{flag} is for a model that was trained before",
+                    fix="Name a checkpoint, a preset or a run with --model",
+                )
+        return None
     from tfllm.models.encoder import EncoderConfig
     from tfllm.models.pretrained import open_checkpoint, presets
 
+    for flag in ("tokenizer", "vocabulary_size", "word_vectors"):
+        if getattr(config, flag):
+            raise UserError(f"--{flag} does not go with --model {name}, which has one")
     if (Path(name) / "config.yaml").exists():
         return _from_run(Path(name))
     if not Path(name).exists() and "/" not in name and name not in presets.NAMES:
@@ -56,17 +85,16 @@ def start_from(name: str, architectures: list[str]) -> Start:
             f"a {checkpoint.family} model writes text; labels want an encoder", name
         )
 
-    def fill(model):
-        told = checkpoint.fill(model, heads=False)
-        _tell(name, tuple(told["fresh"]))
+    def pour(model):
+        return checkpoint.fill(model, heads=False)["fresh"]
 
-    return Start(checkpoint.config, checkpoint.tokenizer(), fill)
+    tokenizer = checkpoint.tokenizer()
+    return Start(name, checkpoint.config, tokenizer, checkpoint.labels, pour)
 
 
 def _from_run(path: Path) -> Start:
-    from safetensors import safe_open
-
     from tfllm.models.encoder import EncoderConfig
+    from tfllm.models.weights import read_weights
 
     best = path / "checkpoints" / "best"
     try:
@@ -77,31 +105,31 @@ def _from_run(path: Path) -> Start:
     if shape is None:
         raise UserError("the run did not train an encoder", path)
 
-    def fill(model):
+    def pour(model):
+        values = read_weights(
+            best / "model.safetensors", settings.get("model", {}).get("lora")
+        )
         fresh = []
-        with safe_open(best / "model.safetensors", framework="np") as file:
-            names = set(file.keys())
-            for variable in model.weights:
-                if variable.path not in names:
-                    fresh.append(variable.path)
-                    continue
-                array = file.get_tensor(variable.path)
-                if array.shape == tuple(variable.shape):
-                    variable.assign(array)
-                elif variable.path.startswith("logits/"):
-                    fresh.append(variable.path)
-                else:
-                    raise UserError(
-                        f"{variable.path} is {array.shape} there and "
-                        f"{tuple(variable.shape)} here",
-                        path,
-                    )
+        for variable in model.weights:
+            array = values.get(variable.path)
+            fits = array is not None and array.shape == tuple(variable.shape)
+            if fits:
+                variable.assign(array)
+            elif array is None or variable.path.startswith("logits/"):
+                fresh.append(variable.path)
+            else:
+                raise UserError(
+                    f"{variable.path} is {array.shape} there and "
+                    f"{tuple(variable.shape)} here",
+                    path,
+                )
         missing = [name for name in fresh if name.startswith(("block_", "token_"))]
         if any(not name.endswith(("lora_a", "lora_b")) for name in missing):
             raise UserError(f"the run lacks {', '.join(missing)}", path)
-        _tell(str(path), tuple(fresh))
+        return fresh
 
-    return Start(EncoderConfig(**shape), Tokenizer.load(path / "tokenizer"), fill)
+    tokenizer, labels = Tokenizer.load(path / "tokenizer"), settings.get("labels")
+    return Start(str(path), EncoderConfig(**shape), tokenizer, labels, pour)
 
 
 @functools.cache  # a model is made several times: tell it once

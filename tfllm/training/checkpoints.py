@@ -18,6 +18,7 @@ from tfllm.core.errors import UserError
 from tfllm.core.files import atomic_directory, sha256
 
 WEIGHTS, TRAINING = "model.safetensors", "training.safetensors"
+ADAPTERS = "adapters.safetensors"
 STATE, CONFIG, CHECKSUMS = "state.json", "config.json", "checksums.json"
 
 
@@ -40,8 +41,11 @@ class Checkpoints:
         state: dict,
         config: dict,
         training: dict[str, np.ndarray] | None = None,
+        adapters: dict[str, np.ndarray] | None = None,
     ) -> Path:
         """Writes `name` (`step-000100` or `best`) and removes what is too old.
+
+        `adapters` are those of the weights that were trained, in a file of their own.
 
         Raises:
             UserError: If the disk is full or not writable; it names the newest
@@ -56,6 +60,8 @@ class Checkpoints:
                 save_file(_plain(weights), new / WEIGHTS)
                 if training is not None:
                     save_file(_plain(training), new / TRAINING)
+                if adapters:
+                    save_file(_plain(adapters), new / ADAPTERS)
                 (new / STATE).write_text(json.dumps(state, indent=1))
                 (new / CONFIG).write_text(
                     json.dumps(config, indent=1, ensure_ascii=False), "utf-8"

@@ -27,9 +27,9 @@ has the details, `data_report.json` what the data look like.
 ```
 
 ## Limits
-The model knows the labels and the kind of text that it was trained on, and answers any
-other text all the same. Its scores are probabilities on data like the test rows only;
-look at the reliability diagram before a threshold decides over something. What the
+The model knows the kind of text (and the labels) that it was trained on, and answers
+any other text all the same. Its scores are probabilities on data like the test rows
+only; look how reliable they are before a threshold decides over something. What the
 training data contain, prejudice too, it has learned. Measure it on your own users'
 text before you serve them.
 """
@@ -50,12 +50,15 @@ def write_model_card(
         run: The run directory.
         about: One sentence.
         facts: Rows of the table at its head.
-        files: The data: `path`, `sha256`, `rows` each.
+        files: The data: `path`, `sha256` and, if they are known, `rows` each.
         results: What `eval/results.json` holds.
         commands: What to type.
     """
     lines = [
-        f"- `{f['path']}`, {f['rows']:,} rows, SHA-256 {f['sha256']}" for f in files
+        f"- `{f['path']}`, "
+        + (f"{f['rows']:,} rows, " if "rows" in f else "")
+        + f"SHA-256 {f['sha256']}"
+        for f in files
     ]
     table = ["| split | metric | value | 95 % interval |", "|---|---|---|---|"]
     for split in ("test", "test_without_leaked", "validation"):

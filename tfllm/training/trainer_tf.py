@@ -227,9 +227,13 @@ class Trainer:
         if self.worker:
             return
         self._sync_judge()
+        weights = weights_of(self._judge)
+        trained = [v.path for v in self.core.trainable_variables]
+        adapted = any(path.endswith("/lora_a") for path in trained)
         self.checkpoints.save(
             "best",
-            weights=weights_of(self._judge),
+            weights=weights,
+            adapters={path: weights[path] for path in trained} if adapted else None,
             state=vars(self.state),
             config=self.task.to_config(),
         )
