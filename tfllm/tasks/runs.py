@@ -54,4 +54,8 @@ def _task_class(name: str, where: Path):
         from tfllm.tasks.text_classification import TextClassification
 
         return TextClassification
+    if name == "masked_lm":
+        from tfllm.tasks.masked_lm import MaskedLM
+
+        return MaskedLM
     raise UserError(f"unknown task '{name}'", where, "Update tfllm")

@@ -3,6 +3,7 @@
 import keras
 import tensorflow as tf
 
+from tfllm.tasks.dense_tf import dense_ids
 from tfllm.tasks.text_classification import TextClassification
 
 
@@ -39,8 +40,8 @@ class ServedClassifier(tf.Module):
             batch = {}
         else:
             ids, segments = self.tokenizer.encode_pairs(text, text_pair, limit)
-            batch = {"segment_ids": _dense(segments, 0)}
-        batch["token_ids"] = _dense(ids, task.tokenizer.pad_id)
+            batch = {"segment_ids": dense_ids(segments, 0)}
+        batch["token_ids"] = dense_ids(ids, task.tokenizer.pad_id)
         length = tf.shape(batch["token_ids"])[1]
         batch["padding_mask"] = tf.sequence_mask(ids.row_lengths(), length, tf.int32)
         logits = self._logits({name: batch[name] for name in self._inputs})
@@ -53,10 +54,3 @@ class ServedClassifier(tf.Module):
             "labels": labels,
             "scores": scores,
         }
-
-
-def _dense(ids: tf.RaggedTensor, pad: int) -> tf.Tensor:
-    """`[N, length]` with at least one column, so that an empty text has a row."""
-    dense = ids.to_tensor(pad)
-    missing = tf.maximum(0, 1 - tf.shape(dense)[1])
-    return tf.pad(dense, [[0, 0], [0, missing]], constant_values=pad)

@@ -1,0 +1,170 @@
+"""Pretrains a BERT encoder on raw text: masked words, and next sentence.
+
+    python recipes/pretrain_masked_lm.py
+    python recipes/pretrain_masked_lm.py --train_file texts/ --size small
+    python recipes/pretrain_masked_lm.py --train_file 'wiki/*.jsonl.gz' --dry_run
+
+Text is a folder, paths or globs of plain text (an empty line ends a document) or of
+JSON lines {"text": …}, Chinese or English. Without any it takes a month of the People's
+Daily. The run is what recipes/text_classification.py --model RUN goes on from.
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+
+from tfllm.cli.finish import finish, show
+from tfllm.config import fill, flag, parse, to_yaml
+from tfllm.core.console import note
+from tfllm.core.errors import UserError, run_main
+from tfllm.core.files import atomic_write
+from tfllm.core.quiet import load_tensorflow
+from tfllm.data.corpus import CorpusFlags, describe, encode_corpus, load_documents
+from tfllm.data.sentence_pairs import OBJECTIVES, make_pairs
+from tfllm.text import Tokenizer
+from tfllm.text.flags import TextFlags, tokenizer_for
+from tfllm.training.flags import RunFlags, TrainingFlags
+from tfllm.training.run import open_run
+
+SAMPLE = 50_000_000  # characters that the vocabulary is learned from
+WORDS = 50_000  # that the segmenter knows
+RATES = {"tiny": 2e-3, "mini": 1e-3, "small": 5e-4, "base": 1e-4}
+DEFAULTS = {
+    "tokenizer": "wordpiece",
+    "vocabulary_size": 16_000,
+    "min_frequency": 2,
+    "max_length": 256,
+    "copies": 10,
+    "epochs": 1,
+    "batch_size": 32,
+    "optimizer": "adamw",
+    "schedule": "linear",
+    "warmup_ratio": 0.1,
+    "weight_decay": 0.01,
+    "ema_decay": 0.0,
+    "label_smoothing": 0.0,
+    "dropout": 0.1,
+}
+EVALUATIONS = 10  # of a run, where no flag says how many
+
+
+@dataclass
+class PretrainingFlags:
+    """What is learned, and by what."""
+
+    size: str = flag(
+        "tiny",
+        "of the encoder (Turc et al., 2019)",
+        choices=["tiny", "mini", "small", "base"],
+    )
+    objective: str = flag(
+        "next_sentence", "what is learned beside masked words", choices=OBJECTIVES
+    )
+    mask_rate: float = flag(
+        0.15, "share of the tokens that are hidden", minimum=0.01, maximum=0.9
+    )
+    whole_words: str = flag(
+        "pieces",
+        "what is hidden together: none (each token alone), the pieces of a word, or "
+        "words as a segmenter finds them (Chinese)",
+        choices=["none", "pieces", "words"],
+    )
+    copies: int | None = flag(
+        None, "times an epoch goes through the text, each with other pairs", minimum=1
+    )
+
+
+@dataclass
+class Config(RunFlags, TrainingFlags, PretrainingFlags, TextFlags, CorpusFlags):
+    """All flags of this recipe."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the recipe; returns the exit status."""
+    config = parse(Config, argv, __doc__)
+    if config.l2:
+        raise UserError("--l2 is for classifiers", fix="Use --weight_decay")
+    run, config = open_run("pretrain_masked_lm", config, config.size)
+    if run.finished:
+        return show(run)
+
+    # 1. Find the text. It is read once, document by document, when it is encoded.
+    documents = load_documents(config, "peoples_daily")
+    sources = [file for part in documents.values() for file in part.sources()]
+    files = list({file["path"]: file for file in sources}.values())
+    if run.resumed:
+        run.check_data(files)
+
+    # 2. The vocabulary, and the choices that the flags left open.
+    defaults = DEFAULTS | {"learning_rate": RATES[config.size]}
+    if run.resumed:
+        tokenizer = Tokenizer.load(run.path / "tokenizer")
+    else:
+        texts = documents["train"].sample(SAMPLE)
+        tokenizer = tokenizer_for(config, texts, **defaults)
+    segmenter = None
+    if config.whole_words == "words":
+        texts = documents["train"].sample(SAMPLE)
+        segmenter = Tokenizer.train(
+            texts, "words", WORDS, dictionary=config.word_dictionary
+        )
+    config = fill(config, defaults)
+    note(f"{tokenizer}, max_length {config.max_length}")
+
+    # 3. Text to ids on the disk, and ids to pairs.
+    options = {"max_length": config.max_length, "seed": config.seed}
+    options["objective"] = config.objective
+    corpora, columns = {}, {}
+    for name, part in documents.items():
+        corpora[name] = encode_corpus(part, tokenizer, segmenter)
+        copies = config.copies if name == "train" else 1
+        columns[name] = make_pairs(corpora[name], tokenizer, copies=copies, **options)
+    report = describe(corpora, tokenizer)
+    rows = config.batch_size * config.gradient_accumulation_steps
+    steps = config.max_steps or len(columns["train"]) * config.epochs // rows
+    config = fill(config, {"eval_steps": max(1, steps // EVALUATIONS)})
+
+    load_tensorflow()
+    from tfllm.models.encoder import SIZES, EncoderConfig
+    from tfllm.tasks.masked_lm import MaskedLM, write_report
+    from tfllm.tasks.runs import load_run
+    from tfllm.training.trainer_tf import Trainer
+
+    # 4. Train, or tell what training would take.
+    encoder = EncoderConfig(
+        tokenizer.vocabulary_size,
+        max_length=config.max_length,
+        dropout=config.dropout,
+        attention_dropout=config.dropout,
+        **SIZES[config.size],
+    )
+    task = MaskedLM(
+        tokenizer,
+        encoder,
+        objective=config.objective,
+        mask_rate=config.mask_rate,
+        whole_words=config.whole_words != "none",
+        label_smoothing=config.label_smoothing,
+        seed=config.seed,
+    )
+    trainer = Trainer(task, config, run, columns["train"], columns["validation"])
+    if config.dry_run:
+        return trainer.dry_run()
+    if not run.resumed:
+        config = trainer.settle()
+        note(to_yaml(config))
+        run.write_start(config, files)
+        tokenizer.save(run.path / "tokenizer")
+        atomic_write(run.path / "data_report.json", json.dumps(report, indent=1))
+    trainer.fit()
+
+    # 5. Measure the best weights on text that they have not seen.
+    best = load_run(run.path)
+    held_out = columns["test"], columns["validation"]
+    results = write_report(run.path / "eval", best.task, best.model, *held_out)
+    trainer.summarise(vars(config), results)
+    return finish(run, config, best, results, files)
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))
