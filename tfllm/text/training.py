@@ -6,6 +6,8 @@ import math
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
+from itertools import islice
 from pathlib import Path
 
 from tfllm.core.console import progress as progress_bar
@@ -123,18 +125,16 @@ class Stream:
     def read(self, limit: int | None = None) -> Iterator[str]:
         """The texts; about `limit` characters of them, evenly chosen, if given."""
         share = 1.0 if limit is None else limit / max(1, self.size())
-        bar = progress_bar("reading", len(self.texts)) if self.progress else None
-        advance = bar.__enter__() if bar else None
-        for text in self.texts:
-            rows = _lines(text) if isinstance(text, Path) else (whole_text(text),)
-            for row in rows:
-                # By content, so that the choice does not hang on the order.
-                if share >= 1 or zlib.crc32(row.encode()) < share * 2**32:
-                    yield row
-            if advance:
+        silent = nullcontext(lambda: None)
+        bar = progress_bar("reading", len(self.texts)) if self.progress else silent
+        with bar as advance:
+            for text in self.texts:
+                rows = _lines(text) if isinstance(text, Path) else (whole_text(text),)
+                for row in rows:
+                    # By content, so that the choice does not hang on the order.
+                    if share >= 1 or zlib.crc32(row.encode()) < share * 2**32:
+                        yield row
                 advance()
-        if bar:
-            bar.__exit__(None, None, None)
 
     def size(self) -> int:
         """Bytes of all texts, nearly (a compressed file counts three times)."""
@@ -273,18 +273,10 @@ def _merges(definition, texts, size, special, min_frequency, alphabet=None):
         initial_alphabet=sorted(alphabet), show_progress=False,
     )  # fmt: skip
     engine = Engine.from_str(json.dumps(definition | {"added_tokens": []}))
-    engine.train_from_iterator(_batches(texts), trainer)
+    texts = iter(texts)
+    batches = iter(lambda: list(islice(texts, 256)), [])
+    engine.train_from_iterator(batches, trainer)
     return json.loads(engine.to_str())["model"]
-
-
-def _batches(texts: Iterable[str], size: int = 256) -> Iterator[list[str]]:
-    batch = []
-    for text in texts:
-        batch.append(text)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    yield batch
 
 
 def _wordpiece(stream, size, special, steps, min_frequency, lower):
@@ -350,8 +342,13 @@ def _unigram(stream, size, special, steps, min_frequency, cleaning):
     vocab = [[token, NEVER] for token in special]
     for piece, count in sorted(learned.items(), key=lambda item: (-item[1], item[0])):
         vocab.append([piece, exact(math.log(count / total))])
-    model = {"type": "Unigram", "unk_id": 1, "vocab": vocab, "byte_fallback": False}
-    return _definition(model, steps, []) | {"decoder": defs.METASPACE_DECODER}
+    return _definition(_unigram_model(vocab), steps, []) | {
+        "decoder": defs.METASPACE_DECODER
+    }
+
+
+def _unigram_model(vocab: list) -> dict:
+    return {"type": "Unigram", "unk_id": 1, "vocab": vocab, "byte_fallback": False}
 
 
 def exact(score: float) -> float:
@@ -382,10 +379,7 @@ def learn_pieces(
         cohesive: Whether to begin only with what looks like a word: its parts occur
             together more often than by chance, and it has different neighbours.
     """
-    chars = Counter()
-    for word, count in words.items():
-        for char in word:
-            chars[char] += count
+    chars = _characters_of(words)
     singles = {c: n for c, n in chars.items() if n >= min_frequency or c in needed}
     singles |= {char: max(1, chars[char]) for char in needed}
     most = sorted(singles, key=lambda c: (c not in needed, -singles[c], c))[:size]
@@ -405,6 +399,14 @@ def learn_pieces(
     return {char: max(1, cut[char]) for char in singles} | pieces
 
 
+def _characters_of(words: Counter) -> Counter:
+    counts = Counter()
+    for word, count in words.items():
+        for char in word:
+            counts[char] += count
+    return counts
+
+
 def _substrings(words: Counter, longest: int, min_frequency: int, cohesive: bool):
     """Substrings of two characters or more, with counts."""
     import numpy as np
@@ -413,9 +415,8 @@ def _substrings(words: Counter, longest: int, min_frequency: int, cohesive: bool
     text = "\0".join(["", *order, ""])
     codes = np.frombuffer(text.encode("utf-32-le"), np.uint32).astype(np.int64) + 1
     sizes = np.array([len(word) + 1 for word in order])
-    codes[np.concatenate([[0], np.cumsum(sizes)])] = (
-        0  # the words themselves may hold \0
-    )
+    # Between words, 0; the words themselves may hold \0, which is 1 here.
+    codes[np.concatenate([[0], np.cumsum(sizes)])] = 0
     weights = np.zeros(len(codes), np.int64)
     weights[1:] = np.repeat([words[word] for word in order], sizes)
     _, ids = np.unique(codes, return_inverse=True)
@@ -512,18 +513,14 @@ def _words(stream, size, special, steps, min_frequency, dictionary):
         if dictionary is not None
         else learn_pieces(runs, size, 6, cohesive=True)
     )
-    alone = Counter()
-    for run, count in runs.items():
-        for char in run:
-            alone[char] += count
-    cut = count_pieces(runs, dict.fromkeys(alone, 1) | words)
+    cut = count_pieces(runs, dict.fromkeys(_characters_of(runs), 1) | words)
     tokens = _most_frequent(Counter(spaced) + cut, min_frequency, room)
     total = sum(words.values()) + sum(runs.values())
     vocab = [[token, -40.0] for token in special]
     for token in tokens:
         frequency = max(1.0, words.get(token, 0.0) or spaced.get(token, 0))
         vocab.append([token, exact(math.log(frequency / total))])
-    model = {"type": "Unigram", "unk_id": 1, "vocab": vocab, "byte_fallback": False}
+    model = _unigram_model(vocab)
     steps = [*steps, replacement(defs.WORD_ENDS, defs.MARK, regex=True)]
     return _definition(model, steps, [_found(defs.MARKED_WORDS)])
 
