@@ -13,50 +13,24 @@ import sys
 from dataclasses import dataclass
 
 from tfllm.cli.finish import finish, show
-from tfllm.config import fill, flag, parse, to_yaml
+from tfllm.config import fill, parse, to_yaml
 from tfllm.core.console import note
 from tfllm.core.errors import run_main
 from tfllm.core.quiet import load_tensorflow
 from tfllm.data.doctor import examine
 from tfllm.data.splits import DataFlags, load_splits
-from tfllm.evaluation.baseline import tfidf_svm
+from tfllm.evaluation.baseline import other_system
 from tfllm.evaluation.report import write_classification_report
+from tfllm.models.flags import MODELS, SHAPE, ClassifierFlags
 from tfllm.text import Tokenizer
 from tfllm.text.flags import TextFlags, language_of, length_limit, tokenizer_for
 from tfllm.training.flags import FineTuningFlags, RunFlags, TrainingFlags
 from tfllm.training.run import open_run
 
-MODELS = ["fasttext", "textcnn", "lstm", "transformer"]
-# Flags that are fields of ClassifierConfig too.
-SHAPE = ["max_length", "embedding_size", "hidden_size", "num_layers", "num_heads"]
-SHAPE += ["dropout", "token_dropout", "l2", "ngrams"]
-
-
-@dataclass
-class ModelFlags:
-    """Which model, and its shape; what is absent takes the model's default."""
-
-    model: str = flag(
-        "fasttext", f"{', '.join(MODELS)}, or a checkpoint, a preset or a run"
-    )
-    embedding_size: int | None = flag(None, "size of a token's vector", minimum=1)
-    hidden_size: int | None = flag(None, "size of a hidden state", minimum=1)
-    num_layers: int | None = flag(None, "LSTM layers or blocks", minimum=1)
-    num_heads: int | None = flag(None, "attention heads", minimum=1)
-    ngrams: int | None = flag(None, "longest n-gram of fasttext", minimum=1, maximum=6)
-    token_dropout: float | None = flag(
-        None, "share of tokens left out in training", minimum=0.0, maximum=0.9
-    )
-    loss: str | None = flag(
-        None, "what is minimised", choices=["cross_entropy", "squared_hinge"]
-    )
-    word_vectors: str | None = flag(None, "file in word2vec's text form")
-    baseline: bool = flag(False, "measure TF-IDF and a linear SVM beside the model")
-
 
 @dataclass
 class Config(
-    RunFlags, FineTuningFlags, TrainingFlags, ModelFlags, TextFlags, DataFlags
+    RunFlags, FineTuningFlags, TrainingFlags, ClassifierFlags, TextFlags, DataFlags
 ):
     """All flags of this recipe."""
 
@@ -78,6 +52,11 @@ def main(argv: list[str] | None = None) -> int:
     texts = [row["text"] for row in splits["train"].rows]
     texts += [row["text_pair"] for row in splits["train"].rows if row.get("text_pair")]
     language = language_of(texts)
+    other = other_system(
+        *(splits["train"].rows, splits["test"].rows, language),
+        floor=config.baseline,
+        run=config.compare,
+    )
 
     # TensorFlow takes seconds to import: what is wrong so far was told before.
     load_tensorflow()
@@ -161,15 +140,6 @@ def main(argv: list[str] | None = None) -> int:
 
     # 5. Measure the best weights on text that they have not seen.
     best = load_run(run.path)
-    baseline = None
-    if config.baseline:
-        train_labels = [row["label"] for row in rows]
-        seen, asked = (
-            [" ".join(filter(None, (r["text"], r.get("text_pair")))) for r in part]
-            for part in (rows, splits["test"].rows)
-        )
-        floor = tfidf_svm(seen, train_labels, asked, language)
-        baseline = ("TF-IDF and linear SVM", floor)
     judged = {
         name: best.task.split(best.model, records.rows)
         for name, records in splits.items()
@@ -181,7 +151,7 @@ def main(argv: list[str] | None = None) -> int:
         class_names=labels,
         **judged,
         leaked=report.leaked,
-        baseline=baseline,
+        baseline=other,
     )
     trainer.summarise(vars(config), results)
     return finish(run, config, best, results, files)

@@ -116,6 +116,22 @@ def test_a_run_is_a_start_for_another(adapted, work, renamed, recipe):
         np.testing.assert_array_equal(one.numpy(), two.numpy())
 
 
+def test_two_runs_are_compared(tuned, work, toy, recipe):
+    path = work / "runs/scratch"
+    options = ["--model", "textcnn", "--epochs", 1, "--compare", tuned, "--no_export"]
+    status = recipe(
+        *("text_classification", *files(toy), *FAST, *options, "--output_dir", path)
+    )
+    assert status == 0
+    results = json.loads((path / "eval/results.json").read_text())
+    measured = json.loads((tuned / "eval/results.json").read_text())
+    assert results["baseline"]["name"] == "tuned"
+    for metric, value in measured["test"]["metrics"].items():
+        if metric in results["baseline"]["metrics"]:
+            assert results["baseline"]["metrics"][metric] == pytest.approx(value)
+    assert "Against tuned" in (path / "eval/report.md").read_text()
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
@@ -123,6 +139,7 @@ def test_a_run_is_a_start_for_another(adapted, work, renamed, recipe):
         (["--model", "TINY", "--tokenizer", "words"], "does not go with --model"),
         (["--model", "TINY", "--lora_rank", 2, "--lora_targets", "qurey"], "no layer"),
         (["--model", "lstm", "--lora_rank", 2], "--lora_rank"),
+        (["--model", "lstm", "--compare", "nowhere"], "cannot compare"),
     ],
 )
 def test_bad_flags(options, message, work, toy, tiny_bert, recipe, capsys):

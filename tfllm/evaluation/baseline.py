@@ -1,12 +1,66 @@
-"""The floor: TF-IDF n-grams and a linear SVM; a model below it is not worth shipping.
+"""What a model is held against: another run, or TF-IDF n-grams and a linear SVM.
 
-Term counts are damped (1 + ln), and n-grams of a single text are dropped when there are
-texts enough: on ChnSentiCorp, THUCNews titles and TREC this is worth 0 to 1 point.
+A model below that floor is not worth shipping. Term counts are damped (1 + ln), and
+n-grams of a single text are dropped when there are texts enough: on ChnSentiCorp, THUCNews
+titles and TREC this is worth 0 to 1 point.
 """
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
+
+from tfllm.core.errors import UserError
 
 UNSPACED = ("zh", "ja", "th")  # languages written without spaces between words
+
+
+def other_system(
+    train: Sequence[dict],
+    test: Sequence[dict],
+    language: str,
+    floor: bool = False,
+    run: str | Path | None = None,
+) -> tuple[str, list[str]] | None:
+    """Name and predictions of what a model is compared with, if anything.
+
+    Args:
+        train: Training rows with `text`, `text_pair` where there is one, and `label`.
+        test: Test rows.
+        language: See `tfidf_svm`.
+        floor: Whether that is the SVM.
+        run: A finished run that was measured on the same test rows.
+
+    Raises:
+        UserError: The run was measured on other rows, or not at all.
+    """
+    if run:
+        return Path(run).name, _predictions_of(Path(run), test)
+    if not floor:
+        return None
+    seen, asked = (
+        [" ".join(filter(None, (row["text"], row.get("text_pair")))) for row in rows]
+        for rows in (train, test)
+    )
+    labels = [row["label"] for row in train]
+    return "TF-IDF and linear SVM", tfidf_svm(seen, labels, asked, language)
+
+
+def _predictions_of(run: Path, test: Sequence[dict]) -> list[str]:
+    path = run / "eval" / "predictions.jsonl"
+    try:
+        rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot compare: {error}", path) from None
+    keys = ("text", "text_pair", "label")
+    if [[r.get(k) for k in keys] for r in rows] != [
+        [r.get(k) for k in keys] for r in test
+    ]:
+        raise UserError(
+            "cannot compare: that run was measured on other rows",
+            path,
+            "Give both runs the same --test_file",
+        )
+    return [row["prediction"] for row in rows]
 
 
 def tfidf_svm(

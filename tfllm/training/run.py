@@ -20,7 +20,7 @@ from tfllm.core.files import atomic_write
 
 # Flags that may differ between a run and the command that goes on with it.
 FREE = {"output_dir", "resume", "export", "export_name", "dry_run", "baseline"}
-FREE |= {"log_steps", "save_minutes", "keep_checkpoints"}
+FREE |= {"compare", "log_steps", "save_minutes", "keep_checkpoints"}
 
 
 class RunDirectory:

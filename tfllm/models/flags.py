@@ -1,0 +1,35 @@
+"""The flags that choose a classifier and its shape."""
+
+from dataclasses import dataclass
+
+from tfllm.config import flag
+
+MODELS = ["fasttext", "textcnn", "lstm", "transformer"]
+# Flags that are fields of ClassifierConfig too; the last ones are those of training.
+SHAPE = ["embedding_size", "hidden_size", "num_layers", "num_heads", "ngrams"]
+SHAPE += ["token_dropout", "max_length", "dropout", "l2"]
+
+
+@dataclass
+class ClassifierFlags:
+    """Which model, and its shape; what is absent takes the model's default."""
+
+    model: str = flag(
+        "fasttext", f"{', '.join(MODELS)}, or a checkpoint, a preset or a run"
+    )
+    embedding_size: int | None = flag(None, "size of a token's vector", minimum=1)
+    hidden_size: int | None = flag(None, "size of a hidden state", minimum=1)
+    num_layers: int | None = flag(None, "LSTM layers or blocks", minimum=1)
+    num_heads: int | None = flag(None, "attention heads", minimum=1)
+    ngrams: int | None = flag(None, "longest n-gram of fasttext", minimum=1, maximum=6)
+    token_dropout: float | None = flag(
+        None, "share of tokens left out in training", minimum=0.0, maximum=0.9
+    )
+    loss: str | None = flag(
+        None, "what is minimised", choices=["cross_entropy", "squared_hinge"]
+    )
+    word_vectors: str | None = flag(None, "file in word2vec's text form")
+    baseline: bool = flag(False, "measure TF-IDF and a linear SVM beside the model")
+    compare: str | None = flag(
+        None, "a run on the same test rows: the report compares, with a paired test"
+    )
