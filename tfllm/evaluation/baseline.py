@@ -1,8 +1,8 @@
 """What a model is held against: another run, or TF-IDF n-grams and a linear SVM.
 
 A model below that floor is not worth shipping. Term counts are damped (1 + ln), and
-n-grams of a single text are dropped when there are texts enough: on ChnSentiCorp, THUCNews
-titles and TREC this is worth 0 to 1 point.
+n-grams of a single text are dropped when there are texts enough: on ChnSentiCorp,
+THUCNews titles and TREC this is worth 0 to 1 point.
 """
 
 import json
