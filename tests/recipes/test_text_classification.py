@@ -289,6 +289,23 @@ def test_killed_and_resumed_equals_uninterrupted(
     assert numbers == sorted(set(numbers))
 
 
+def test_gradient_checkpointing_gives_the_same_weights(work, toy, recipe):
+    """The masks of dropout are the same the second time (Keras' own are not)."""
+    shape = ["--hidden_size", 16, "--num_layers", 2, "--num_heads", 2, "--dropout", 0.3]
+    found = []
+    for flags in ([], ["--gradient_checkpointing"]):
+        path = work / "runs" / f"recomputed{len(flags)}"
+        status = recipe(
+            *("text_classification", *files(toy), *FAST, *shape, *flags),
+            *("--model", "transformer", "--max_steps", 4, "--clip_norm", 0.1),
+            *("--output_dir", path, "--no_export", "--warmup_ratio", 0),
+        )
+        assert status == 0
+        found.append(load_file(path / "checkpoints/step-000004/model.safetensors"))
+    for name, value in found[0].items():
+        np.testing.assert_allclose(value, found[1][name], atol=2e-5, err_msg=name)
+
+
 def steps_written(run) -> str:
     """Every checkpoint that has been there so far changes this."""
     found = sorted(path.name for path in run.glob("checkpoints/step-*"))
