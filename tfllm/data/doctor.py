@@ -37,6 +37,13 @@ _TITLES = {  # of findings that are sets of rows, the gravest first
     "near_leakage": "rows nearly in train",
     "near_duplicates": "near-duplicate rows",
 }
+_LABEL_FACTS = {  # of several labels a text, and of numbers
+    "labels_a_row": "labels a row",
+    "rows_without": "rows without a label",
+    "label_mean": "label, mean",
+    "label_deviation": "label, standard deviation",
+    "label_range": "label, range",
+}
 _OTHERS = ("label_typo", "truncation", "imbalance")
 
 
@@ -109,8 +116,11 @@ class Report:
         labels, lengths = ([one[key] for one in facts] for key in ("labels", "length"))
         if any(labels):
             rows.append(["labels", *(len(counts) or "" for counts in labels)])
-            shares = [max(c.values()) / sum(c.values()) if c else 0 for c in labels]
+            shares = [max(f["labels"].values(), default=0) / f["rows"] for f in facts]
             rows.append(["largest label", *(f"{share:.1%}" for share in shares)])
+        for key, title in _LABEL_FACTS.items():
+            if any(key in one for one in facts):
+                rows.append([title, *(one.get(key, "") for one in facts)])
         for percentile in ("50", "95", "100"):
             title = f"{lengths[0]['unit']} a row, {percentile}th percentile"
             rows.append([title, *(length[percentile] for length in lengths)])
@@ -148,9 +158,14 @@ class Report:
             left.barh(places + number * width, shares, width, label=split)
             counts = np.array(length["counts"]) / rows
             right.stairs(counts, length["edges"], label=split)
-        left.set_yticks(np.arange(len(shown)) + 0.4, names, fontfamily=font)
-        left.invert_yaxis()
-        left.set_title(f"Share of labels ({len(shown)} of {len(total)})", loc="left")
+            if histogram := facts.get("label_histogram"):
+                shares = np.array(histogram["counts"]) / rows
+                left.stairs(shares, histogram["edges"], label=split)
+        if shown:
+            left.set_yticks(np.arange(len(shown)) + 0.4, names, fontfamily=font)
+            left.invert_yaxis()
+        title = f"Share of labels ({len(shown)} of {len(total)})"
+        left.set_title(title if shown else "Labels", loc="left")
         if not font:
             left.set_ylabel("number of the label, by frequency (no font has its name)")
         right.set_title("Length of texts", loc="left")
@@ -253,7 +268,7 @@ def _check_labels(records: Records, name: str, where: str | None) -> None:
         return
     if len(counts) == 1:
         what = f"all rows of the {name} split have the label '{next(iter(counts))}'"
-        raise UserError(what, where, "Training needs two classes or more.")
+        raise UserError(what, where, "Training needs two different ones or more.")
     numbers = all(isinstance(label, float) for label in counts)
     if not numbers and len(counts) > 0.5 * len(records.rows) > 10:
         what = f"{len(counts):,} different labels in {len(records.rows):,} rows"
@@ -273,6 +288,7 @@ def _describe(report: Report, name: str, records: Records, lengths) -> None:
     labels = Counter(chain.from_iterable(map(_labels_of, records.rows)))
     classes = {} if any(isinstance(x, float) for x in labels) else labels
     facts["rows"], facts["labels"] = len(records), dict(Counter(classes).most_common())
+    facts |= _label_facts([row.get("label") for row in records.rows])
     facts |= {"format": records.format, "encoding": records.encoding}
     facts |= {"columns": records.columns, "files": records.files}
     facts["unlabelled"] = records.unlabelled
@@ -305,6 +321,24 @@ def _describe(report: Report, name: str, records: Records, lengths) -> None:
             text += f"99 % of the rows would fit into --max_length {marks[6]}"
             longest = _place(records.rows[int(lengths.argmax())])
             report.warn("truncation", name, rows, text, [longest])
+
+
+def _label_facts(labels: list) -> dict:
+    """What to know of several labels a text, and of numbers."""
+    if any(isinstance(label, list) for label in labels):
+        counts = [len(label) for label in labels]
+        mean = round(float(np.mean(counts)), 3)
+        return {"labels_a_row": mean, "rows_without": counts.count(0)}
+    if not all(isinstance(label, float) for label in labels):
+        return {}
+    low, high = min(labels), max(labels)
+    counts, edges = np.histogram(labels, 30)
+    return {
+        "label_mean": float(np.mean(labels)),
+        "label_deviation": float(np.std(labels)),
+        "label_range": f"{low:g} to {high:g}",
+        "label_histogram": {"counts": counts.tolist(), "edges": edges.tolist()},
+    }
 
 
 def _duplicates(report: Report, name: str, records: Records, keys: list[str]) -> None:

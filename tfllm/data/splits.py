@@ -8,6 +8,7 @@ from tfllm.core.errors import UserError
 from tfllm.core.files import sha256
 from tfllm.data import samples
 from tfllm.data.doctor import drop_duplicates, drop_leaked, text_key
+from tfllm.data.labels import problem_of, settle_labels
 from tfllm.data.readers import Records, read
 
 # A split that has no file is held out from the training rows: this share of them, but
@@ -46,7 +47,11 @@ class DataFlags:
 
 
 def load_splits(
-    flags: DataFlags, sample: str, seed: int = 0, validate: bool = True
+    flags: DataFlags,
+    sample: str,
+    seed: int = 0,
+    validate: bool = True,
+    problem: str | None = None,
 ) -> dict[str, Records]:
     """Reads `train`, `validation` and `test`, and says what was found.
 
@@ -56,6 +61,8 @@ def load_splits(
         seed: Of what is held out.
         validate: Whether validation rows are held out when neither a file nor
             `validation_share` speaks of them; otherwise there is no such split.
+        problem: Brings the labels to one kind (`labels.settle_labels`); several labels
+            a text always have validation rows, which thresholds are tuned on.
 
     Raises:
         UserError: For files that cannot be read (see `readers.read`).
@@ -81,6 +88,9 @@ def load_splits(
                     split=name,
                 )
                 note(f"{name}: {splits[name].description}")
+    if problem:
+        splits = settle_labels(splits, problem)
+        validate = validate or problem_of(splits["train"].rows) == "multi_label"
     if flags.drop_duplicates:
         splits["train"] = drop_duplicates(splits["train"])
     for name in ("test", "validation"):
