@@ -92,7 +92,7 @@ def eval_command(parser: ArgumentParser, argv: list[str]) -> int:
     note(f"test: {records.description}")
     if not records.rows:
         raise UserError("there are no rows to measure", options.test_file[0])
-    run = _load(options.run)
+    run = _labelling(options.run)
     from tfllm.evaluation.report import (
         measure,
         results_table,
@@ -172,7 +172,7 @@ def explain_command(parser: ArgumentParser, argv: list[str]) -> int:
     parser.add_argument("text", nargs="+")
     parser.add_argument("--html", help="also write a page")
     options = parser.parse_args(argv)
-    run = _load(options.run)
+    run = _labelling(options.run)
     from tfllm.core.console import console
     from tfllm.explain.occlusion import explain, render, to_html
 
@@ -213,6 +213,13 @@ def _load(path: str):
     from tfllm.tasks.runs import load_run
 
     return load_run(path)
+
+
+def _labelling(path: str):
+    run = _load(path)
+    if not hasattr(run.task, "labels"):
+        raise UserError(f"this run is of {run.task.name} and gives no labels", path)
+    return run
 
 
 def _texts(options) -> list[str]:

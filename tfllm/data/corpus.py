@@ -23,7 +23,7 @@ from tfllm.core.errors import UserError
 from tfllm.core.files import sha256
 from tfllm.data import samples
 from tfllm.data.cache import ArrayWriter, cached_arrays
-from tfllm.data.decode import guess_encoding
+from tfllm.data.decode import encoding_of
 from tfllm.data.readers import expand
 from tfllm.text import Tokenizer
 
@@ -38,9 +38,10 @@ SHARE, MOST_HELD_OUT = 0.05, 4e6
 
 # A sentence ends after these and the quotes and brackets that close behind them. An
 # ellipsis may stand inside a sentence; a Latin full stop needs a look at what follows.
-_WIDE = r"[。！？!?]+|…+(?=[”’」』])"
+_WIDE = r"[。！？]+|[!?]+(?![\"'”’)\]]*\s+[a-zß-ÿ])|…+(?=[”’」』])"
 _LATIN = (
-    r"(?<=[^\s.])\.+(?=[\"'”’)\]]*\s+[\"'“‘(\[]*[A-Z0-9\u00c0-\u00de\u0391-\u042f])"
+    r"(?<=[^\s.])\.+(?=[\"'”’)\]]*\s+[\"'“‘(\[]*"
+    r"[A-Z0-9\u00c0-\u00de\u0391-\u042f\u3400-\u9fff])"
 )
 _END = re.compile(rf"(?:{_WIDE}|{_LATIN})[。！？!?.…]*[\"'”’」』）)\]】》]*")
 _ABBREVIATION = re.compile(
@@ -237,9 +238,7 @@ def read_documents(path: Path, column: str = "text") -> Iterator[str]:
         opened = gzip.open if packed else open
         with opened(path, "rb") as file:
             head = file.read(1 << 16)
-        encoding = guess_encoding(head.rpartition(b"\n")[0] or head)
-        if encoding is None:
-            raise UserError("the encoding cannot be told", path, "Save it as UTF-8")
+        encoding = encoding_of(head.rpartition(b"\n")[0] or head, path)
         with opened(path, "rt", encoding=encoding, errors="replace") as lines:
             if re.match(r"\s*\{\s*\"", head.decode(encoding, "replace")):
                 yield from _json_documents(path, lines, column)
@@ -255,10 +254,10 @@ def _plain_documents(lines: Iterable[str]) -> Iterator[str]:
         if line.strip("\ufeff \t\r\n\u3000"):
             document.append(line)
         elif document:
-            yield "".join(document)
+            yield "".join(document).rstrip()
             document = []
     if document:
-        yield "".join(document)
+        yield "".join(document).rstrip()
 
 
 def _json_documents(path: Path, lines: Iterable[str], column: str) -> Iterator[str]:

@@ -64,6 +64,21 @@ def decode(path: Path, encoding: str | None = None) -> tuple[str, str, bytes]:
         except (OSError, EOFError, zlib.error) as error:
             fix = "Fetch or compress the file again."
             raise UserError(f"damaged gzip file ({error})", path, fix) from None
+    name = encoding_of(data, path, encoding)
+    try:
+        errors = "replace" if name == "utf-8" and not encoding else "strict"
+        text = data.decode(name, errors)
+    except (UnicodeDecodeError, LookupError) as error:
+        raise UserError(f"cannot be read as {name} ({error})", path) from None
+    return text.replace("\r\n", "\n").replace("\r", "\n"), name, raw
+
+
+def encoding_of(data: bytes, path: Path, encoding: str | None = None) -> str:
+    """The encoding of a file from its first bytes, or the one that the user knows.
+
+    Raises:
+        UserError: It is no text, or its encoding cannot be told.
+    """
     for magic, kind in _NOT_TEXT.items():
         if data.startswith(magic):
             fix = "Save it as TSV, CSV or JSON lines in UTF-8."
@@ -75,12 +90,7 @@ def decode(path: Path, encoding: str | None = None) -> tuple[str, str, bytes]:
     if name in _OTHERS and not encoding:
         fix = f"Convert it: iconv -f {name.upper()} -t UTF-8 {path.name}"
         raise UserError(f"the encoding seems to be {name}, not UTF-8", path, fix)
-    try:
-        errors = "replace" if name == "utf-8" and not encoding else "strict"
-        text = data.decode(name, errors)
-    except (UnicodeDecodeError, LookupError) as error:
-        raise UserError(f"cannot be read as {name} ({error})", path) from None
-    return text.replace("\r\n", "\n").replace("\r", "\n"), name, raw
+    return name
 
 
 def guess_encoding(data: bytes) -> str | None:

@@ -268,7 +268,8 @@ def _check_labels(records: Records, name: str, where: str | None) -> None:
         return
     if len(counts) == 1:
         what = f"all rows of the {name} split have the label '{next(iter(counts))}'"
-        raise UserError(what, where, "Training needs two different ones or more.")
+        fix = "Training needs two classes or more, or numbers that differ."
+        raise UserError(what, where, fix)
     numbers = all(isinstance(label, float) for label in counts)
     if not numbers and len(counts) > 0.5 * len(records.rows) > 10:
         what = f"{len(counts):,} different labels in {len(records.rows):,} rows"
