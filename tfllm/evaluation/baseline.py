@@ -20,7 +20,7 @@ def other_system(
     language: str,
     floor: bool = False,
     run: str | Path | None = None,
-) -> tuple[str, list[str]] | None:
+) -> tuple[str, list] | None:
     """Name and predictions of what a model is compared with, if anything.
 
     Args:
@@ -45,7 +45,7 @@ def other_system(
     return "TF-IDF and linear SVM", tfidf_svm(seen, labels, asked, language)
 
 
-def _predictions_of(run: Path, test: Sequence[dict]) -> list[str]:
+def _predictions_of(run: Path, test: Sequence[dict]) -> list:
     path = run / "eval" / "predictions.jsonl"
     try:
         rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
@@ -65,11 +65,13 @@ def _predictions_of(run: Path, test: Sequence[dict]) -> list[str]:
 
 def tfidf_svm(
     train_texts: Sequence[str],
-    train_labels: Sequence[str],
+    train_labels: Sequence,
     test_texts: Sequence[str],
     language: str,
-) -> list[str]:
+) -> list:
     """Predicts the labels of the test texts: a linear SVM (C = 1) on TF-IDF weights.
+
+    One for each class where a text has a list of labels; a regression for numbers.
 
     Args:
         train_texts: Training texts; a pair is passed as one text, joined by a space.
@@ -78,9 +80,12 @@ def tfidf_svm(
         language: `zh` (and `ja`, `th`): character 1-3-grams; others: word 1-2-grams,
             punctuation included.
     """
+    from sklearn.compose import TransformedTargetRegressor
     from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.multiclass import OneVsRestClassifier
     from sklearn.pipeline import make_pipeline
-    from sklearn.svm import LinearSVC
+    from sklearn.preprocessing import MultiLabelBinarizer, StandardScaler
+    from sklearn.svm import LinearSVC, LinearSVR
 
     if language.split("-")[0].lower() in UNSPACED:
         options = {"analyzer": "char", "ngram_range": (1, 3)}
@@ -89,6 +94,16 @@ def tfidf_svm(
     weights = TfidfVectorizer(
         sublinear_tf=True, min_df=2 if len(train_texts) >= 1000 else 1, **options
     )
+    if isinstance(train_labels[0], float):
+        svm = TransformedTargetRegressor(LinearSVR(random_state=0), StandardScaler())
+        model = make_pipeline(weights, svm).fit(train_texts, train_labels)
+        return model.predict(test_texts).tolist()
+    if isinstance(train_labels[0], list):
+        names = MultiLabelBinarizer()
+        labels = names.fit_transform(train_labels)
+        svm = OneVsRestClassifier(LinearSVC(random_state=0))
+        found = make_pipeline(weights, svm).fit(train_texts, labels).predict(test_texts)
+        return [list(row) for row in names.inverse_transform(found)]
     model = make_pipeline(weights, LinearSVC(random_state=0))
     model.fit(train_texts, train_labels)
     return [str(label) for label in model.predict(test_texts)]

@@ -128,7 +128,11 @@ def classification_metrics(
 
 def per_class(matrix: np.ndarray, names: Sequence[str]) -> list[dict]:
     """A row a class: `label precision recall f1 support predicted`, from counts."""
-    correct, actual, predicted = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
+    return class_rows(names, matrix.sum(1), matrix.sum(0), matrix.diagonal())
+
+
+def class_rows(names: Sequence[str], actual, predicted, correct) -> list[dict]:
+    """The same from counts a class `[K]`."""
     columns = {
         "label": names,
         "precision": _ratio(correct, predicted).tolist(),
@@ -266,7 +270,8 @@ def tune_thresholds(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
         scores: Probabilities `[N, K]`.
 
     Returns:
-        One of the class's own scores; 0.5 for a class without a positive row.
+        Halfway between two of the class's own scores, so that rounding changes no
+        answer on these rows; 0.5 for a class without a positive row.
     """
     from sklearn.metrics import precision_recall_curve
 
@@ -274,8 +279,27 @@ def tune_thresholds(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
     for k in np.flatnonzero(np.asarray(labels).any(0)):
         precision, recall, cuts = precision_recall_curve(labels[:, k], scores[:, k])
         f1 = _ratio(2 * precision * recall, precision + recall)
-        thresholds[k] = cuts[f1[:-1].argmax()]  # the last point has no threshold
+        best = f1[:-1].argmax()  # the last point has no threshold
+        thresholds[k] = (cuts[best] + (cuts[best - 1] if best else 0.0)) / 2
     return thresholds
+
+
+def multilabel_indicators(
+    class_names: Sequence[str], *columns: Sequence[Iterable[str]]
+) -> tuple[list[str], list[np.ndarray]]:
+    """Sets of labels as 0/1 values.
+
+    Returns:
+        The names, labels that the model does not know appended in sorted order, and a
+        float64 array `[N, names]` a column.
+    """
+    told = [[set(row) for row in column] for column in columns]
+    names = list(class_names)
+    names += sorted(set().union(*(row for rows in told for row in rows)) - set(names))
+    return names, [
+        np.array([[name in row for name in names] for row in rows], np.float64)
+        for rows in told
+    ]
 
 
 def regression_metrics(labels: Sequence[float], scores: Sequence[float]) -> dict:

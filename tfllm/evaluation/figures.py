@@ -104,6 +104,17 @@ def precision_recall_figure(
     return figure
 
 
+def scatter_figure(labels: Sequence[float], predictions: Sequence[float]):
+    """Draws predicted numbers against the true ones, and where both would be equal."""
+    figure, axes = _axes(5.6, 5)
+    axes.scatter(labels, predictions, s=12, alpha=0.4, edgecolors="none")
+    ends = [min(*labels, *predictions), max(*labels, *predictions)]
+    axes.plot(ends, ends, "--", color="grey")
+    axes.set(xlabel="Label", ylabel="Prediction")
+    axes.set_title("Predictions and labels", loc="left")
+    return figure
+
+
 def png(figure, dpi: int = 110) -> bytes:
     """The figure as a PNG file; the same figure always gives the same bytes."""
     buffer = io.BytesIO()

@@ -11,11 +11,16 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from tfllm.evaluation.classification import (
+    average_metrics,
     check_scores,
     count_metrics,
     encode,
     log_losses,
+    multilabel_indicators,
+    regression_metrics,
 )
+
+DRAWS = 50  # of many rows, resampled at once
 
 
 def bootstrap(
@@ -94,16 +99,88 @@ def compare(
         return {name: two[name] - one[name] for name in one}
 
     observed = differences(counts)
-    drawn = differences(_resample(counts, samples, seed))
+    return _verdicts(observed, differences(_resample(counts, samples, seed)), level)
+
+
+def _verdicts(observed: dict, drawn: dict, level: float) -> dict[str, dict]:
     result = {}
     for name, value in observed.items():
         far = np.abs(drawn[name] - value) >= abs(value) - 1e-12
         result[name] = {
             "difference": float(value),
             "interval": _interval(drawn[name], level),
-            "p_value": float((far.sum() + 1) / (samples + 1)),
+            "p_value": float((far.sum() + 1) / (len(far) + 1)),
         }
     return result
+
+
+def row_metrics(
+    problem: str, labels: Sequence, predictions: Sequence, class_names: Sequence[str]
+) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """Metrics of several labels a text, or of numbers, over rows drawn anew.
+
+    Args:
+        problem: `multi_label` or `regression`.
+        labels: Sets of names `[N]`, or numbers `[N]`.
+        predictions: The same of a model.
+        class_names: The classes it knows.
+
+    Returns:
+        A function of how often each row was drawn, `[S, N]`, that gives every metric
+        as `[S]`. A correlation with a constant is 0.
+    """
+    if problem == "regression":
+        columns = np.asarray(labels, np.float64), np.asarray(predictions, np.float64)
+
+        def measure(counts) -> dict[str, np.ndarray]:
+            rows = np.arange(len(labels))
+            drawn = (np.repeat(rows, count) for count in counts.astype(int))
+            found = [regression_metrics(*(c[i] for c in columns)) for i in drawn]
+            return {n: np.nan_to_num([one[n] for one in found]) for n in found[0]}
+
+        return measure
+    _, (truth, chosen) = multilabel_indicators(class_names, labels, predictions)
+    exact = (truth == chosen).all(1)
+
+    def measure(counts) -> dict[str, np.ndarray]:
+        sums = (counts @ column for column in (truth, chosen, truth * chosen))
+        found = average_metrics(*sums)
+        order = ("f1_micro", "f1_macro", "precision", "recall")
+        accuracy = counts @ exact / counts.sum(-1)
+        return {name: found[name] for name in order} | {"accuracy": accuracy}
+
+    return measure
+
+
+def row_intervals(
+    measure: Callable, size: int, samples=1000, seed=0, level=0.95
+) -> tuple[dict[str, float], dict[str, tuple]]:
+    """The metrics of `row_metrics`' function and their percentile intervals."""
+    observed = {name: float(v[0]) for name, v in measure(np.ones((1, size))).items()}
+    drawn = _draw_rows(measure, size, samples, seed)
+    return observed, {name: _interval(value, level) for name, value in drawn.items()}
+
+
+def compare_rows(
+    first: Callable, second: Callable, size: int, samples=1000, seed=0, level=0.95
+) -> dict[str, dict]:
+    """`compare` of two functions of `row_metrics` over the same rows."""
+
+    def differences(counts) -> dict[str, np.ndarray]:
+        one, two = first(counts), second(counts)
+        return {name: two[name] - one[name] for name in one}
+
+    observed = {k: v[0] for k, v in differences(np.ones((1, size))).items()}
+    return _verdicts(observed, _draw_rows(differences, size, samples, seed), level)
+
+
+def _draw_rows(measure: Callable, size: int, samples: int, seed: int) -> dict:
+    rng, parts = np.random.default_rng(seed), []
+    for begin in range(0, samples, DRAWS):
+        part = min(DRAWS, samples - begin)
+        share = np.full(size, 1 / size)
+        parts.append(measure(rng.multinomial(size, share, part).astype(float)))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _cell_metrics(counts, labels, predictions, size: int) -> dict[str, np.ndarray]:

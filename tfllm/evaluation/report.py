@@ -3,58 +3,77 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from tfllm.core.console import format_cell
+from tfllm.core.errors import UserError
 from tfllm.core.files import atomic_directory
 from tfllm.evaluation import figures
 from tfllm.evaluation.classification import (
     calibration,
+    class_rows,
     classification_metrics,
     count_pairs,
     encode,
+    multilabel_indicators,
     per_class,
     top_confusions,
 )
-from tfllm.evaluation.intervals import classification_intervals, compare
+from tfllm.evaluation.intervals import (
+    classification_intervals,
+    compare,
+    compare_rows,
+    row_intervals,
+    row_metrics,
+)
 
 MISTAKES, EXCERPT = 20, 160
+_MEANINGS = {
+    "single_label": "precision, recall and f1_macro are means over the classes; loss "
+    "is in nats.",
+    "multi_label": "precision, recall and f1_macro are means over the classes; "
+    "accuracy counts rows whose labels are all right.",
+    "regression": "pearson and spearman are correlations (0 with a constant), mse is "
+    "the mean squared error.",
+}
 
 
 @dataclass(frozen=True)
 class Split:
-    """What a classifier said about the rows of one split.
+    """What a model said about the rows of one split.
 
     Attributes:
         texts: Texts `[N]`.
-        labels: True labels `[N]`, names.
-        predictions: Predicted labels `[N]`, names.
+        labels: True labels `[N]`: names, lists of names, or numbers.
+        predictions: Predicted labels `[N]`, of the same kind.
         scores: Probabilities `[N, K]` in the order of the class names, or None.
         text_pairs: Second texts `[N]`, for pairs.
         seconds: Wall time of the prediction.
+        problem: `single_label`, `multi_label` or `regression`.
+        thresholds: Of `multi_label`: `[K]`, where a class begins to be predicted.
     """
 
     texts: Sequence[str]
-    labels: Sequence[str]
-    predictions: Sequence[str]
+    labels: Sequence
+    predictions: Sequence
     scores: np.ndarray | None = None
     text_pairs: Sequence[str] | None = None
     seconds: float | None = None
+    problem: str = "single_label"
+    thresholds: Sequence[float] | None = None
 
     def take(self, rows: Sequence[int]) -> "Split":
         """The split with these rows alone, without its seconds."""
-        columns = {field.name: getattr(self, field.name) for field in fields(self)}
-        columns["seconds"] = None
-        return replace(
-            self,
-            **{
-                name: None if column is None else [column[i] for i in rows]
-                for name, column in columns.items()
-            },
-        )
+        columns = ("texts", "labels", "predictions", "scores", "text_pairs")
+        taken = {
+            name: None if column is None else [column[i] for i in rows]
+            for name in columns
+            for column in [getattr(self, name)]
+        }
+        return replace(self, **taken, seconds=None)
 
 
 def write_classification_report(
@@ -69,7 +88,7 @@ def write_classification_report(
     pictures: bool = True,
     seed: int = 0,
 ) -> dict:
-    """Writes the whole `eval/` folder of a classifier, or nothing of it.
+    """Writes the whole `eval/` folder of labels or numbers, or nothing of it.
 
     Args:
         directory: The folder; one that is there is replaced when the new one is whole.
@@ -99,21 +118,21 @@ def write_classification_report(
         results["test_without_leaked"] = measure(test.take(kept), **options)
     if baseline is not None:
         name, predictions = baseline
-        other = Split(test.texts, test.labels, predictions)
+        other = Split(test.texts, test.labels, predictions, problem=test.problem)
         block = {"name": name, **measure(other, **options)}
         if apart:
             block["without_leaked"] = measure(other.take(kept), **options)["metrics"]
-        pair = predictions, test.predictions
-        block["compared"] = compare(test.labels, *pair, **options)
+        block["compared"] = _compared(test, predictions, **options)
         results["baseline"] = block
     if validation is not None:
         results["validation"] = measure(validation, **options)
-    names, ids = encode(class_names, test.labels, test.predictions)
-    matrix = count_pairs(*ids, len(names))
-    results["per_class"] = per_class(matrix, names)
-    drawn = _draw(test, matrix, names, ids, class_names) if pictures else {}
-    report = _report(results, test, matrix, names, class_names, drawn)
-    rows = _prediction_rows(test, class_names)
+    look = {"single_label": _look, "multi_label": _look_multi, "regression": _look_off}
+    drawn, sections, results["per_class"] = look[test.problem](test, class_names)
+    if not results["per_class"]:
+        del results["per_class"]
+    drawn = {file: draw() for file, draw in drawn.items() if pictures}
+    report = _report(results, test, sections, class_names, drawn)
+    rows = prediction_rows(test, class_names)
     return write_evaluation(directory, results, rows, report, drawn)
 
 
@@ -155,13 +174,21 @@ def measure(split: Split, *, class_names: Sequence[str], seed: int = 0) -> dict:
     """
     columns = (split.labels, split.predictions, split.scores)
     known = set(class_names)
-    unseen = Counter(label for label in split.labels if label not in known)
+    names = [name for label in split.labels for name in _names_of(label)]
+    unseen = Counter(name for name in names if name not in known)
+    if split.problem == "single_label":
+        metrics = classification_metrics(*columns, class_names=class_names)
+        options = {"class_names": class_names, "seed": seed}
+        intervals = classification_intervals(*columns, **options)
+    else:
+        if split.scores is not None and not np.isfinite(split.scores).all():
+            raise UserError("Some scores are not finite numbers: the model diverged.")
+        rows = row_metrics(split.problem, *columns[:2], class_names)
+        metrics, intervals = row_intervals(rows, len(split.labels), seed=seed)
     block = {
         "samples": len(split.labels),
-        "metrics": classification_metrics(*columns, class_names=class_names),
-        "intervals": classification_intervals(
-            *columns, class_names=class_names, seed=seed
-        ),
+        "metrics": metrics,
+        "intervals": intervals,
         "seconds": split.seconds,
         "unseen_labels": dict(sorted(unseen.items())),
     }
@@ -186,54 +213,128 @@ def results_table(results: Mapping) -> tuple[list[str], list[list]]:
     return columns, [*rows, ["rows", counts[0], "", *counts[1:]]]
 
 
-def _prediction_rows(split: Split, class_names: Sequence[str]) -> Iterable[dict]:
+def prediction_rows(split: Split, class_names: Sequence[str]) -> Iterable[dict]:
+    """Rows of predictions.jsonl, numbers with the six digits that float32 carries."""
     for i, text in enumerate(split.texts):
         row = {"text": text}
         if split.text_pairs is not None:
             row["text_pair"] = split.text_pairs[i]
         row |= {"label": split.labels[i], "prediction": split.predictions[i]}
-        if split.scores is not None:
-            # Six digits are what float32 carries.
+        if split.problem == "regression":
+            row["prediction"] = row["score"] = float(f"{row['prediction']:.6g}")
+        elif split.scores is not None:
             digits = [float(f"{p:.6g}") for p in split.scores[i]]
             scores = dict(zip(class_names, digits, strict=True))
-            row |= {"score": scores[row["prediction"]], "scores": scores}
+            several = split.problem == "multi_label"
+            score = max(digits) if several else scores[row["prediction"]]
+            row |= {"score": score, "scores": scores}
         yield row
 
 
-def _draw(test: Split, matrix, names, ids, class_names) -> dict[str, object]:
-    """File name → figure."""
-    drawn = {"confusion_matrix.png": figures.confusion_figure(matrix, names)}
+def _compared(test: Split, other: Sequence, class_names, seed: int) -> dict:
+    if test.problem == "single_label":
+        options = {"class_names": class_names, "seed": seed}
+        return compare(test.labels, other, test.predictions, **options)
+    both = (
+        row_metrics(test.problem, test.labels, predictions, class_names)
+        for predictions in (other, test.predictions)
+    )
+    return compare_rows(*both, len(test.labels), seed=seed)
+
+
+def _look(test: Split, class_names) -> tuple[dict, list[str], list[dict]]:
+    """Functions that draw, by file name; parts of the report; a row a class."""
+    names, (labels, predictions) = encode(class_names, test.labels, test.predictions)
+    matrix = count_pairs(labels, predictions, len(names))
+    drawn = {"confusion_matrix.png": lambda: figures.confusion_figure(matrix, names)}
     if test.scores is not None:
-        (labels, predictions), scores = ids, np.asarray(test.scores)
+        scores = np.asarray(test.scores)
         confidence = scores[np.arange(len(labels)), predictions]
         found = calibration(confidence, labels == predictions)
-        drawn["reliability.png"] = figures.reliability_figure(found)
-        drawn["precision_and_recall.png"] = figures.precision_recall_figure(
+        drawn["reliability.png"] = lambda: figures.reliability_figure(found)
+        drawn["precision_and_recall.png"] = lambda: figures.precision_recall_figure(
             labels, scores, class_names
         )
-    return drawn
+    rows, sections = per_class(matrix, names), []
+    if confusions := top_confusions(matrix, names):
+        head = ["label", "prediction", "rows", "share of the label"]
+        cells = [
+            [
+                markdown_cell(c["label"]),
+                markdown_cell(c["prediction"]),
+                c["count"],
+                f"{c['share']:.1%}",
+            ]
+            for c in confusions
+        ]
+        sections += ["## Most frequent confusions", markdown_table(head, cells)]
+    return drawn, sections + _classes(rows), rows
 
 
-def _report(results, test, matrix, names, class_names, drawn) -> str:
+def _look_multi(test: Split, class_names) -> tuple[dict, list[str], list[dict]]:
+    names, (truth, chosen) = multilabel_indicators(
+        class_names, test.labels, test.predictions
+    )
+    sums = truth.sum(0), chosen.sum(0), (truth * chosen).sum(0)
+    rows = class_rows(names, *(total.astype(int) for total in sums))
+    for row, threshold in zip(rows, test.thresholds or (), strict=False):
+        row["threshold"] = threshold
+    drawn, size = {}, len(class_names)
+    if test.scores is not None and truth[:, :size].any():
+        drawn["precision_and_recall.png"] = lambda: figures.precision_recall_figure(
+            truth[:, :size], np.asarray(test.scores), class_names
+        )
+    return drawn, _classes(rows), rows
+
+
+def _look_off(test: Split, class_names) -> tuple[dict, list[str], list[dict]]:
+    """By how much numbers are off."""
+    off = np.asarray(test.predictions, float) - np.asarray(test.labels, float)
+    shares = (5, 25, 50, 75, 95)
+    marks = [f"{mark:.4g}" for mark in np.percentile(off, shares)]
+    rows = [["prediction less label", *marks]]
+    rows.append(["size", *(f"{m:.4g}" for m in np.percentile(abs(off), shares))])
+    table = markdown_table(["error", *(f"{p} %" for p in shares)], rows)
+    drawn = {
+        "scatter.png": lambda: figures.scatter_figure(test.labels, test.predictions)
+    }
+    return drawn, ["## Errors, percentiles", table], []
+
+
+def _classes(rows: list[dict]) -> list[str]:
+    head = ["#", "label", "precision", "recall", "F1", "rows", "predicted"]
+    tuned = any("threshold" in row for row in rows)
+    cells = []
+    for i, row in enumerate(rows):
+        ratios = (_number(row[key]) for key in ("precision", "recall", "f1"))
+        counts = row["support"], row["predicted"]
+        cells.append([i, markdown_cell(row["label"]), *ratios, *counts])
+        cells[-1] += [_number(row.get("threshold"))] * tuned
+    return ["## Classes", markdown_table(head + ["threshold"] * tuned, cells)]
+
+
+def _report(results, test: Split, sections, class_names, drawn) -> str:
     block = results["test"]
-    accuracy, bounds = block["metrics"]["accuracy"], block["intervals"]["accuracy"]
+    first = next(iter(block["metrics"]))  # of metrics, the one that says most
+    value, bounds = block["metrics"][first], block["intervals"][first]
+    classes = f", {len(class_names):,} classes" * bool(class_names)
     parts = [
         "# Evaluation",
-        f"{block['samples']:,} test rows, {len(class_names):,} classes. Accuracy "
-        f"**{_number(accuracy)}** (95 % interval {_range(bounds)}).",
+        f"{block['samples']:,} test rows{classes}. {first.capitalize()} "
+        f"**{_number(value)}** (95 % interval {_range(bounds)}).",
         markdown_table(*results_table(results)),
         "Intervals are bootstrap percentiles over the test rows: how much luck lies in "
         "the choice of these rows, not how much another training seed would change. "
-        "precision, recall and f1_macro are means over the classes; loss is in nats.",
+        + _MEANINGS[test.problem],
     ]
     if "test_without_leaked" in results:
         lost = block["samples"] - results["test_without_leaked"]["samples"]
         line = f"Test rows whose text stands in the training data too: {lost:,}. Trust "
         line += "the column without them; the other compares with published numbers."
         if "baseline" in results:
-            floor = results["baseline"]["without_leaked"]["accuracy"]
+            floor = results["baseline"]["without_leaked"][first]
             name = markdown_cell(results["baseline"]["name"])
-            line += f" {name} without them: accuracy {_number(floor)}."
+            line += f" {name} without them: {first} {_number(floor)}."
         parts.append(line)
     if unseen := block.get("unseen_labels"):
         counts = ", ".join(
@@ -247,27 +348,7 @@ def _report(results, test, matrix, names, class_names, drawn) -> str:
     for file in drawn:
         title = file.removesuffix(".png").replace("_", " ").capitalize()
         parts += [f"## {title}", f"![{title}]({file})"]
-    if confusions := top_confusions(matrix, names):
-        head = ["label", "prediction", "rows", "share of the label"]
-        rows = [
-            [
-                markdown_cell(c["label"]),
-                markdown_cell(c["prediction"]),
-                c["count"],
-                f"{c['share']:.1%}",
-            ]
-            for c in confusions
-        ]
-        parts += ["## Most frequent confusions", markdown_table(head, rows)]
-    head = ["#", "label", "precision", "recall", "F1", "rows", "predicted"]
-    rows = []
-    for i, row in enumerate(results["per_class"]):
-        ratios = (_number(row[key]) for key in ("precision", "recall", "f1"))
-        rows.append(
-            [i, markdown_cell(row["label"]), *ratios, row["support"], row["predicted"]]
-        )
-    parts += ["## Classes", markdown_table(head, rows), *_mistakes(test, class_names)]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, *sections, *_mistakes(test, class_names)]) + "\n"
 
 
 def _comparison(baseline: Mapping) -> list[str]:
@@ -276,13 +357,13 @@ def _comparison(baseline: Mapping) -> list[str]:
         [name, f"{c['difference']:+.4f}", _range(c["interval"]), f"{c['p_value']:.2g}"]
         for name, c in baseline["compared"].items()
     ]
-    change = baseline["compared"]["accuracy"]
+    first, change = next(iter(baseline["compared"].items()))
     verdict = "better" if change["difference"] > 0 else "worse"
     if change["p_value"] >= 0.05:
         verdict = "neither better nor worse beyond what chance explains"
     return [
         f"## Against {markdown_cell(baseline['name'])}",
-        f"In accuracy the model is {verdict} (p = {change['p_value']:.2g}).",
+        f"In {first} the model is {verdict} (p = {change['p_value']:.2g}).",
         markdown_table(head, rows),
     ]
 
@@ -291,21 +372,41 @@ def _mistakes(test: Split, class_names: Sequence[str]) -> list[str]:
     wrong = [i for i, x in enumerate(test.labels) if x != test.predictions[i]]
     if not wrong:
         return ["No mistakes."]
-    title, head = "Mistakes", ["label", "prediction", "text"]
-    if test.scores is not None:
+    title, head, how = "Mistakes", ["label", "prediction", "text"], {}
+    pairs = {i: (test.labels[i], test.predictions[i]) for i in wrong}
+    if test.problem == "multi_label":
+        how = {i: len({*a} ^ {*b}) for i, (a, b) in pairs.items()}
+        title, head = "Rows with the most wrong labels", ["wrong", *head]
+    elif test.problem == "regression":
+        how = {i: float(f"{abs(a - b):.4g}") for i, (a, b) in pairs.items()}
+        title, head = "Largest errors", ["error", *head]
+    elif test.scores is not None:
         places = {name: i for i, name in enumerate(class_names)}
-        score = {i: test.scores[i][places[test.predictions[i]]] for i in wrong}
-        wrong.sort(key=lambda i: -score[i])
+        how = {i: test.scores[i][places[test.predictions[i]]] for i in wrong}
         title, head = "Most confident mistakes", ["score", *head]
+    wrong.sort(key=lambda i: -how.get(i, 0))
     rows = []
     for i in wrong[:MISTAKES]:
         text = markdown_cell(test.texts[i], EXCERPT)
         if test.text_pairs is not None:
             text += " ⟷ " + markdown_cell(test.text_pairs[i], EXCERPT)
-        row = [markdown_cell(test.labels[i]), markdown_cell(test.predictions[i]), text]
-        rows.append([f"{score[i]:.3f}", *row] if test.scores is not None else row)
+        row = [*(markdown_cell(show_label(label)) for label in pairs[i]), text]
+        number = how.get(i, 0)
+        shown = f"{number:.3f}" if test.problem == "single_label" else number
+        rows.append([shown, *row] if how else row)
     shown = f"{len(rows):,} of {len(wrong):,} wrong rows."
     return [f"## {title}", shown, markdown_table(head, rows)]
+
+
+def show_label(label: str | Sequence[str] | float) -> str:
+    """A name, names, or a number in words."""
+    if isinstance(label, str):
+        return label
+    return f"{label:.4g}" if isinstance(label, float) else ", ".join(label) or "–"
+
+
+def _names_of(label) -> Sequence[str]:
+    return [label] if isinstance(label, str) else [] if type(label) is float else label
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence]) -> str:
