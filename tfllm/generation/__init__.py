@@ -1,0 +1,1 @@
+"""Text from a decoder: cache, decoding loop, sampling, beam search, streaming."""

@@ -1,0 +1,91 @@
+"""Beam search: the likeliest answers, found by keeping several on the way."""
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from tfllm.generation.sampling_tf import LOW
+
+
+class Beams(NamedTuple):
+    """Beam search with a pool of finished answers (Wu et al., 2016; Vaswani et al.).
+
+    An answer's score is its log-probability over `length ** length_penalty`. A row ends
+    when no answer that is still open could enter its pool.
+
+    Attributes:
+        width: Open answers, and finished ones that are kept.
+        length_penalty: 0 for plain log-probabilities; more favours longer answers.
+    """
+
+    width: int
+    length_penalty: float = 1.0
+
+    def begin(self, rows, slots) -> tuple:
+        """What is kept of `rows` prompts.
+
+        Returns:
+            Log-probabilities of open answers `[rows, width]`; scores of finished ones
+            `[rows, width]`, and their tokens `[slots, rows, width]`.
+        """
+        alone = tf.one_hot(tf.zeros([rows], tf.int32), self.width, 0.0, LOW)
+        finished = tf.fill([rows, self.width], LOW)
+        return alone, finished, tf.fill([slots, rows, self.width], -1)
+
+    def choose(self, logits, slot, made, history, done, kept, limits, ends):
+        """One step.
+
+        Args:
+            logits: float32 `[rows * width, vocabulary]`.
+            slot: int32 scalar, where the new tokens stand in `history`.
+            made: int32 scalar, tokens made before.
+            history: int32 `[slots, rows * width]`.
+            done: bool `[rows * width]`.
+            kept: From `begin`, or from here.
+            limits: int32 `[rows * width]`, most tokens of an answer.
+            ends: int32 `[n]`, tokens that end an answer.
+
+        Returns:
+            Which open answer each goes on from and with which token, int32 `[rows *
+            width]` each; the new `done` and `kept`.
+        """
+        width, size = self.width, logits.shape[1]
+        open_, finished, answers = kept
+        rows, slots = tf.shape(open_)[0], tf.shape(history)[0]
+        scores = open_[:, :, None] + tf.reshape(
+            tf.nn.log_softmax(logits), [rows, width, size]
+        )
+        # Twice as many: were all of `width` to end, as many would go on.
+        flat = tf.reshape(scores, [rows, width * size])
+        values, index = tf.math.top_k(flat, 2 * width)
+        beam, tokens = index // size, index % size
+        parents = beam + tf.range(rows)[:, None] * width
+        over = tf.reduce_any(tokens[:, :, None] == ends, 2)
+        limit = tf.cast(limits[::width], tf.float32)[:, None]
+        new = tf.cast(made + 1, tf.float32)
+        last = new >= limit
+
+        # Into the pool goes what ends here.
+        penalty = self.length_penalty
+        fits = (over | last) & ~done[::width][:, None]
+        closed = tf.where(fits, values / new**penalty, LOW)
+        both = tf.concat([finished, closed], 1)
+        finished, best = tf.math.top_k(both, width)
+        texts = tf.reshape(tf.gather(history, tf.reshape(parents, [-1]), axis=1),
+                           [slots, rows, 2 * width])  # fmt: skip
+        here = tf.range(slots) == slot
+        texts = tf.where(here[:, None, None], tokens, texts)
+        pool = tf.concat([answers, texts], 2)
+        answers = tf.gather(pool, tf.repeat(best[None], slots, 0), batch_dims=2)
+
+        # The best that do not end go on.
+        values, places = tf.math.top_k(tf.where(over, LOW, values), width)
+        parents, tokens = (
+            tf.reshape(tf.gather(x, places, batch_dims=1), [-1])
+            for x in (parents, tokens)
+        )
+        # Log-probabilities only fall; the most that one could score is as long as can
+        # be, or as short.
+        bound = values[:, :1] / tf.maximum(limit**penalty, new**penalty)
+        ended = tf.repeat((last | (bound <= finished[:, -1:]))[:, 0], width)
+        return parents, tokens, done | ended, (values, finished, answers)

@@ -1,0 +1,439 @@
+"""`Generator`: text from a decoder, for Python."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tfllm.core.errors import UserError
+from tfllm.generation.text_stream import TextStream
+from tfllm.models.decoder import DecoderConfig
+from tfllm.text import Tokenizer
+
+# Special tokens by which well-known models end an answer, beside their end token.
+ENDS = "</s> <|endoftext|> <|im_end|> <|end_of_text|> <|eot_id|> <end_of_turn>".split()
+STRIDE = 16  # tokens between two looks for stop strings
+# Per-row settings: what is off, and the numbers allowed.
+OFF = {
+    "temperature": (0.0, 0.0, np.inf),
+    "top_k": (0, 0, np.inf),
+    "top_p": (1.0, 0.0, 1.0),
+    "min_p": (0.0, 0.0, 1.0),
+    "repetition_penalty": (1.0, 1e-6, np.inf),
+    "frequency_penalty": (0.0, -np.inf, np.inf),
+}
+TYPES = {"top_k": "int32", "max_new_tokens": "int32", "seed": "int64"}
+
+
+@dataclass
+class Generation:
+    """An answer.
+
+    Attributes:
+        text: Its text, without the prompt.
+        token_ids: Its tokens, the one that ended it included.
+        finish_reason: `stop` (the model ended it), `stop_string` or `length`.
+        prompt_tokens: Length of the prompt that was read.
+        truncated: Tokens that were cut off the prompt's beginning.
+        log_probabilities: Of each token, if asked for; before temperature and filters,
+            after penalties and bans.
+        score: Of beam search: log-probability over `length ** length_penalty`.
+    """
+
+    text: str
+    token_ids: list[int]
+    finish_reason: str
+    prompt_tokens: int
+    truncated: int = 0
+    log_probabilities: list[float] | None = None
+    score: float | None = None
+
+
+@dataclass
+class Score:
+    """How likely a text is.
+
+    Attributes:
+        log_probability: Sum over its tokens, in nats.
+        tokens: How many were scored: all, or all but the first where the tokenizer puts
+            no token before a text.
+        log_probabilities: Of each.
+    """
+
+    log_probability: float
+    tokens: int
+    log_probabilities: list[float] = field(repr=False, default_factory=list)
+
+
+class Generator:
+    """Generates and scores texts with a decoder.
+
+    It keeps its own copy of the weights, laid out for decoding.
+
+    Args:
+        model: What `decoder(config)` built.
+        config: Its shape.
+        tokenizer: Its tokenizer.
+        xla: Compiles the loop with XLA: faster, but the first call with a new bucket of
+            sizes takes seconds.
+        stop_tokens: Ids that end an answer; None for the tokenizer's end token and
+            those of well-known chat formats.
+
+    Example:
+        >>> generator = Generator.load("smollm2-135m-instruct")
+        >>> generator.generate(["The capital of France is"])[0].text
+    """
+
+    def __init__(
+        self,
+        model,
+        config: DecoderConfig,
+        tokenizer: Tokenizer,
+        *,
+        xla: bool = False,
+        stop_tokens: Sequence[int] | None = None,
+    ):
+        from tfllm.generation.engine_tf import Engine
+        from tfllm.generation.network_tf import Network
+
+        if tokenizer.vocabulary_size > config.vocabulary_size:
+            raise UserError(
+                f"the tokenizer has {tokenizer.vocabulary_size} tokens, the model "
+                f"{config.vocabulary_size}"
+            )
+        self.config, self.tokenizer = config, tokenizer
+        if stop_tokens is None:
+            ends = {tokenizer.ids.get(token) for token in ENDS} & tokenizer.special_ids
+            stop_tokens = ends | {tokenizer.eos_id}
+        self.stop_tokens = sorted(i for i in stop_tokens if i is not None)
+        self.engine = Engine(Network(config, model, xla), xla)
+        items = [item for item, _ in tokenizer.single.items]
+        self.prefix = items[: items.index("A")]
+
+    @classmethod
+    def load(cls, name, **options) -> "Generator":
+        """Opens a checkpoint: a directory, file, preset or name of the hub.
+
+        Args:
+            name: See `models.pretrained.open_checkpoint`.
+            **options: See the class.
+        """
+        from tfllm.models.pretrained import open_checkpoint
+
+        checkpoint = open_checkpoint(name)
+        if not isinstance(checkpoint.config, DecoderConfig):
+            raise UserError("this is no decoder: it cannot generate text", name)
+        model = checkpoint.build("float32")
+        return cls(model, checkpoint.config, checkpoint.tokenizer(), **options)
+
+    def refresh(self, model) -> None:
+        """Takes the weights of a model of the same shape anew."""
+        self.engine.network.refresh(model)
+
+    def generate(
+        self,
+        texts: Sequence[str],
+        *,
+        max_new_tokens=128,
+        temperature=0.0,
+        top_k=0,
+        top_p=1.0,
+        min_p=0.0,
+        repetition_penalty=1.0,
+        frequency_penalty=0.0,
+        seed=0,
+        stop: Sequence[str] = (),
+        banned_tokens: Sequence[int] = (),
+        forced_tokens: Sequence[int] = (),
+        beams: int = 1,
+        length_penalty: float = 1.0,
+        log_probabilities: bool = False,
+        truncate: bool = False,
+        parse_special: bool = False,
+    ) -> list[Generation]:
+        """Goes on with texts.
+
+        Numbers may be lists with one for each text. An answer does not depend on what
+        else is in the batch.
+
+        Args:
+            texts: Prompts; an empty one starts where texts start.
+            max_new_tokens: Most tokens of an answer.
+            temperature: 0 takes the likeliest token, else logits are divided by it.
+            top_k: Draws among so many of the likeliest; 0 for all.
+            top_p: Draws among the fewest likeliest that have this share (Holtzman et
+                al., 2019).
+            min_p: Draws among tokens with at least this part of the best one's share.
+            repetition_penalty: Over 1 makes tokens of prompt and answer less likely.
+            frequency_penalty: Taken off a logit for each time it is in the answer.
+            seed: The same seed gives the same answer.
+            stop: Strings that end an answer; they are not part of it.
+            banned_tokens: Ids never to be made; or a list of such lists, one a text.
+            forced_tokens: Ids with which an answer begins; or a list of such lists.
+            beams: Over 1 for beam search with so many beams, which draws nothing.
+            length_penalty: See `beam_tf.Beams`.
+            log_probabilities: Whether to return them.
+            truncate: A prompt that is too long loses its beginning, not the call.
+            parse_special: Whether special tokens written in a text are such. Only for
+                prompts that you rendered.
+
+        Raises:
+            UserError: A prompt is longer than the model reads, or a setting is out of
+                range.
+        """
+        settings = {k: v for k, v in locals().items() if k in OFF or k in TYPES}
+        job = self._job(texts, settings, banned_tokens, forced_tokens, truncate,
+                        parse_special)  # fmt: skip
+        if isinstance(stop, str):
+            stop = [stop]
+        if not texts:
+            return []
+        streams = [TextStream(self.tokenizer, ids, stop) for ids in job.prompts]
+        pieces = ["" for _ in texts]
+        if beams > 1:
+            if log_probabilities or stop or len(forced_tokens):
+                raise UserError(
+                    "beam search knows no stop strings, forced tokens or "
+                    "log-probabilities"
+                )
+            return self._beam_search(job, streams, beams, length_penalty)
+        stride = STRIDE if stop else job.space
+        for rows, scores, last in self._rounds(job, stride, log_probabilities):
+            for i, (row, stream) in enumerate(zip(rows, streams, strict=True)):
+                pieces[i] += stream.push(row[job.given[i] :], last or job.over(i, row))
+                job.given[i] = len(row) if not stream.stopped else job.given[i]
+                if stream.stopped and job.cut[i] is None:
+                    job.cut[i] = self._cut(job, i, row, stop)
+        answers = []
+        for i, row in enumerate(rows):
+            row = row[: job.cut[i]]
+            reason = "stop_string" if streams[i].stopped else self._reason(row)
+            made = scores[i][: len(row)] if log_probabilities else None
+            answers.append(
+                Generation(
+                    pieces[i], row, reason, len(job.prompts[i]), job.truncated[i], made
+                )  # fmt: skip
+            )
+        return answers
+
+    def stream(
+        self, text: str, *, stop: Sequence[str] = (), every: int = 1, **settings
+    ):
+        """Yields an answer's text as it is made, whole characters only.
+
+        Args:
+            text: The prompt.
+            stop: See `generate`.
+            every: Tokens between two looks at what was made.
+            **settings: Those of `generate`, without beam search.
+        """
+        lists = [settings.pop(f"{name}_tokens", ()) for name in ("banned", "forced")]
+        flags = [settings.pop(name, False) for name in ("truncate", "parse_special")]
+        allowed = (*OFF, *TYPES)
+        if unknown := [name for name in settings if name not in allowed]:
+            raise UserError(f"there is no setting '{unknown[0]}' for streaming")
+        settings = {"max_new_tokens": 128, "seed": 0} | settings
+        job = self._job([text], settings, *lists, *flags)
+        stops = [stop] if isinstance(stop, str) else stop
+        return self._pieces(
+            job, TextStream(self.tokenizer, job.prompts[0], stops), every
+        )
+
+    def _pieces(self, job, stream: TextStream, every: int) -> Iterator[str]:
+        for (row,), _, last in self._rounds(job, every, False):
+            piece = stream.push(row[job.given[0] :], last)
+            job.given[0] = len(row)
+            if piece:
+                yield piece
+            if stream.stopped:
+                return
+
+    def score(self, texts: Sequence[str], truncate: bool = False) -> list[Score]:
+        """How likely texts are; what stands before the first token is not scored.
+
+        Args:
+            texts: Strings.
+            truncate: A text that is too long loses its beginning.
+        """
+        job = self._job(texts, {"max_new_tokens": 0}, (), (), truncate, False)
+        if not texts:
+            return []
+        state = self.engine.start(job.tokens, 0, scored=True)
+        scores, answers = state.scores.numpy().T, []
+        for i, ids in enumerate(job.prompts):
+            # No token stands before the first one; an empty text has none of its own.
+            row = scores[i, job.slots - len(ids) + 1 : job.slots]
+            answers.append(
+                Score(float(row.sum(dtype="float64")), len(row), row.tolist())
+            )
+        return answers
+
+    # -- one call ---------------------------------------------------------------------
+
+    def _job(self, texts, settings, banned, forced, truncate, parse_special) -> "_Job":
+        if isinstance(texts, str):
+            raise TypeError("generate takes a list of texts, not a single one")
+        columns = {
+            name: _column(name, value, len(texts)) for name, value in settings.items()
+        }
+        limits = columns["max_new_tokens"]
+        rows = self.tokenizer.encode(texts, parse_special=parse_special)
+        prompts, truncated = [], []
+        for i, row in enumerate(rows):
+            row = self.prefix + row or [self._first_token()]
+            room = self.config.max_length
+            if len(row) > room - (limits[i] > 0):
+                if not truncate:
+                    raise UserError(
+                        f"a prompt has {len(row)} tokens, the model reads {room}, the "
+                        "answer included",
+                        f"text {i + 1}",
+                        "Shorten it, or ask for its beginning to be cut off",
+                    )
+                room = max(room - limits[i], room // 2, len(self.prefix) + 1)
+                over = len(row) - room
+                row = self.prefix + row[len(self.prefix) + over :]
+                truncated.append(over)
+            else:
+                truncated.append(0)
+            limits[i] = min(limits[i], self.config.max_length - len(row))
+            prompts.append(row)
+        names = {"max_new_tokens"}
+        names |= {name for name in OFF if np.any(columns.get(name) != OFF[name][0])
+                  and name in columns}  # fmt: skip
+        if "temperature" in names:
+            names.add("seed")
+        else:
+            names -= {"top_k", "top_p", "min_p"}
+        longest, space = max(map(len, prompts), default=1), max(limits, default=0)
+        count, slots, space = self.engine.rounded(len(texts) or 1, longest, int(space))
+        tokens = np.full((count, slots), -1, "int32")
+        for i, row in enumerate(prompts):
+            tokens[i, slots - len(row) :] = row
+        values = {name: _stretched(columns[name], count) for name in names}
+        for name, ids in (("banned", banned), ("forced", forced)):
+            if len(ids):
+                values[name] = self._ids(name, ids, len(texts), count)
+        return _Job(self, prompts, truncated, tokens, slots, space, limits, values)
+
+    def _first_token(self) -> int:
+        tokenizer = self.tokenizer
+        roles = (tokenizer.bos_id, tokenizer.eos_id, tokenizer.cls_id, tokenizer.pad_id)
+        return next((i for i in roles if i is not None), 0)
+
+    def _ids(self, name, ids, texts: int, count: int) -> np.ndarray:
+        lists = ids if isinstance(ids[0], list | tuple) else [list(ids)] * texts
+        flat = [token for row in lists for token in row]
+        if len(lists) != texts or any(
+            not 0 <= i < self.config.vocabulary_size for i in flat
+        ):
+            raise UserError(f"{name}_tokens are ids, or a list of ids for each text")
+        array = np.full((count, max(map(len, lists), default=0)), -1, "int32")
+        for i, row in enumerate(lists):
+            array[i, : len(row)] = row
+        return array
+
+    def _rounds(self, job: "_Job", stride: int, scored: bool):
+        """Yields all answers' tokens (and scores) so far, and whether that is all."""
+        ends = self.stop_tokens or [-2]
+        state = self.engine.start(job.tokens, job.space)
+        while True:
+            state = self.engine.advance(state, job.values, ends, stride, scored)
+            history = state.history.numpy()[job.slots :, : len(job.prompts)].T
+            rows = [row[row >= 0].tolist() for row in history]
+            scores = None
+            if scored:
+                scores = state.scores.numpy()[
+                    job.slots :, : len(job.prompts)
+                ].T.tolist()
+            done = bool(state.done.numpy()[: len(job.prompts)].all())
+            last = done or int(state.slot) + 1 >= state.history.shape[0]
+            last = last or all(job.cut[i] is not None or job.over(i, row)
+                               for i, row in enumerate(rows))  # fmt: skip
+            yield rows, scores, last
+            last = last or all(
+                job.cut[i] is not None or job.over(i, row) for i, row in enumerate(rows)
+            )
+            if last:
+                return
+
+    def _beam_search(self, job, streams, width: int, penalty: float):
+        from tfllm.generation.beam_tf import Beams
+
+        beams = Beams(width, penalty)
+        state = self.engine.start(job.tokens, job.space, beams=beams)
+        ends = self.stop_tokens or [-2]
+        state = self.engine.advance(state, job.values, ends, job.space, beams=beams)
+        _, scores, tokens = (x.numpy() for x in state.beams)
+        answers = []
+        for i, stream in enumerate(streams):
+            row = tokens[job.slots :, i, 0]
+            row = row[row >= 0].tolist()
+            text, reason = stream.push(row, True), self._reason(row)
+            answers.append(
+                Generation(
+                    text,
+                    row,
+                    reason,
+                    len(job.prompts[i]),
+                    job.truncated[i],
+                    score=float(scores[i, 0]),
+                )  # fmt: skip
+            )
+        return answers
+
+    def _reason(self, row: list[int]) -> str:
+        return "stop" if row and row[-1] in self.stop_tokens else "length"
+
+    def _cut(self, job: "_Job", i: int, row: list[int], stop) -> int:
+        """How many tokens it took to make a stop string."""
+        stream = TextStream(self.tokenizer, job.prompts[i], stop)
+        for count, token in enumerate(row, 1):
+            stream.push([token], count == len(row))
+            if stream.stopped:
+                return count
+        return len(row)
+
+
+class _Job:
+    """What a call is about, row by row."""
+
+    def __init__(
+        self, generator, prompts, truncated, tokens, slots, space, limits, values
+    ):
+        self.generator = generator
+        self.prompts, self.truncated, self.limits = prompts, truncated, limits
+        self.tokens, self.slots, self.space, self.values = tokens, slots, space, values
+        self.given: list[int] = [0] * len(prompts)
+        self.cut: list[int | None] = [None] * len(prompts)
+
+    def over(self, i: int, row: list[int]) -> bool:
+        """Whether the model itself ended a row."""
+        ended = bool(row) and row[-1] in self.generator.stop_tokens
+        return ended or len(row) >= self.limits[i]
+
+
+def _column(name: str, value, rows: int) -> np.ndarray:
+    """A setting for each row, checked."""
+    kind = TYPES.get(name, "float32")
+    try:
+        array = np.asarray(value)
+        if kind != "float32" and array.size and array.dtype.kind not in "iu":
+            raise ValueError("not whole")
+        array = array.astype(kind)
+        column = np.array(np.broadcast_to(array, (rows,)))
+    except (TypeError, ValueError, OverflowError):
+        what = f"{name} is a number or a list of one for each text, not {value!r}"
+        raise UserError(what) from None
+    _, low, high = OFF.get(
+        name, (0, 0 if name == "max_new_tokens" else -np.inf, np.inf)
+    )
+    if not np.all((column >= low) & (column <= high)):
+        what = f"{name} is between {low:g} and {high:g}, not {value!r}"
+        raise UserError(what.replace(" and inf", " and more"))
+    return column
+
+
+def _stretched(column: np.ndarray, rows: int) -> np.ndarray:
+    """A column with zeros for rows that only fill a bucket."""
+    return np.pad(column, (0, rows - len(column)))
