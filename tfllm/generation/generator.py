@@ -280,7 +280,7 @@ class Generator:
         rows = self.tokenizer.encode(texts, parse_special=parse_special)
         prompts, truncated = [], []
         for i, row in enumerate(rows):
-            row = self.prefix + row or [self._first_token()]
+            row = self.prefix + row or [self.first_token]
             room = self.config.max_length
             if len(row) > room - (limits[i] > 0):
                 if not truncate:
@@ -316,7 +316,9 @@ class Generator:
                 values[name] = self._ids(name, ids, len(texts), count)
         return _Job(self, prompts, truncated, tokens, slots, space, limits, values)
 
-    def _first_token(self) -> int:
+    @property
+    def first_token(self) -> int:
+        """What an empty prompt is, where nothing stands before a text."""
         tokenizer = self.tokenizer
         roles = (tokenizer.bos_id, tokenizer.eos_id, tokenizer.cls_id, tokenizer.pad_id)
         return next((i for i in roles if i is not None), 0)

@@ -1,0 +1,130 @@
+"""Exports a decoder: `serving_default`, `generate` and `score`, and `chat`."""
+
+from pathlib import Path
+
+import tensorflow as tf
+
+from tfllm.core.errors import UserError
+from tfllm.generation.generator import Generator
+from tfllm.generation.served_tf import TYPES, ServedGenerator
+from tfllm.serving.export import Signature, export
+from tfllm.text.chat import ChatTemplate
+
+SAMPLES = ("", "Once upon a time", "What is the capital of France?", "def add(a, b):")
+XLA = (
+    "this export was made with --xla: the server needs "
+    "--xla_cpu_compilation_enabled=true; each new power of two of rows and prompt "
+    "length compiles for seconds at its first request"
+)
+
+
+def export_generator(
+    generator: Generator,
+    name: str,
+    directory: str | Path = "saved_models",
+    *,
+    chat: ChatTemplate | None = None,
+    system: str | None = None,
+    max_prompt: int | None = None,
+    max_new_tokens: int = 256,
+    defaults: dict | None = None,
+    samples=SAMPLES,
+    about: dict | None = None,
+) -> Path:
+    """Exports a decoder as the next version of `directory/name`.
+
+    The recorded answers are those of the `Generator` in Python: an export that answers
+    otherwise is refused.
+
+    Args:
+        generator: What is exported; with `xla=True` the server must have XLA on.
+        name: Name of the model.
+        directory: What TensorFlow Serving is pointed at.
+        chat: Makes `text` a user's turn, and adds the signature `chat`.
+        system: What the system says first, with `chat`.
+        max_prompt: Tokens of a prompt that are read, at most; a longer one loses its
+            beginning. None for what the model reads beside an answer, at most 1,024.
+        max_new_tokens: Most tokens that may be asked for.
+        defaults: Settings of `serving_default` and `chat`.
+        samples: Texts whose answers are recorded.
+        about: Told in the README.
+
+    Raises:
+        UserError: Prompt and answer are longer than the model reads, or the check
+            failed.
+    """
+    length = generator.config.max_length
+    max_new_tokens = min(max_new_tokens, length // 2)
+    max_prompt = max_prompt or min(1024, length - max_new_tokens)
+    if max_prompt + max_new_tokens > length:
+        raise UserError(
+            f"a prompt of {max_prompt} tokens and an answer of {max_new_tokens} are "
+            f"more than the {length} that the model reads"
+        )
+    defaults = {"max_new_tokens": min(64, max_new_tokens)} | (defaults or {})
+    served = ServedGenerator(
+        generator, max_prompt, max_new_tokens, defaults, chat, system
+    )
+    text, texts = tf.TensorSpec([None], tf.string), list(samples)
+    knobs = {key: tf.TensorSpec([None], kind) for key, kind in TYPES.items()}
+    signatures = [
+        Signature("serving_default", served.text, {"text": text}),
+        Signature("generate", served.generate, {"text": text, **knobs}),
+        Signature("score", served.score, {"text": text}),
+    ]
+    if chat:
+        signatures.append(Signature("chat", served.chat, {"prompt": text}))
+        turns = [[{"role": "user", "content": text}] for text in texts]
+        if system:
+            turns = [[{"role": "system", "content": system}, *turn] for turn in turns]
+        rendered = [chat.render(turn) for turn in turns]
+    count = len(texts)
+    drawn = {
+        "max_new_tokens": [min(24, max_new_tokens)] * count,
+        "temperature": [0.0, 0.8, 1.0, 0.7][:count],
+        "top_k": [0, 40, 0, 300][:count],
+        "top_p": [1.0, 1.0, 0.9, 0.95][:count],
+        "repetition_penalty": [1.0, 1.0, 1.1, 1.3][:count],
+        "seed": list(range(count)),
+    }
+    plain = [
+        a.text
+        for a in generator.generate(
+            rendered if chat else texts, parse_special=chat is not None, **defaults
+        )
+    ]
+    made = generator.generate(texts, parse_special=chat is not None, **drawn)
+    scores = generator.score(texts)
+    expected = {
+        "serving_default": {"text": plain},
+        "generate": {
+            "text": [a.text for a in made],
+            "finish_reason": [a.finish_reason for a in made],
+        },
+        "score": {
+            "log_probability": [s.log_probability for s in scores],
+            "tokens": [s.tokens for s in scores],
+        },
+    }
+    inputs = {"serving_default": {"text": texts}, "generate": {"text": texts, **drawn}}
+    inputs["score"] = {"text": texts}
+    if chat:
+        inputs["chat"], expected["chat"] = {"prompt": rendered}, {"text": plain}
+    facts = {
+        "prompt": f"at most {max_prompt:,} tokens; a longer one loses its beginning",
+        "answer": f"at most {max_new_tokens:,} tokens, {defaults} where not asked",
+        "settings": "out of range they are taken as the nearest ones in it",
+        "needs": XLA if generator.engine.xla else None,
+    }
+    return export(
+        signatures,
+        variables=generator.engine.network.variables,
+        trackables=[served.tokenizer],
+        name=name,
+        directory=directory,
+        samples=inputs,
+        expected=expected,
+        about={"task": "chat" if chat else "generation", **facts, **(about or {})},
+        max_batch_size=8,
+        allow_xla=generator.engine.xla,
+    )
