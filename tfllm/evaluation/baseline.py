@@ -95,7 +95,8 @@ def tfidf_svm(
         sublinear_tf=True, min_df=2 if len(train_texts) >= 1000 else 1, **options
     )
     if isinstance(train_labels[0], float):
-        svm = TransformedTargetRegressor(LinearSVR(random_state=0), StandardScaler())
+        svm = LinearSVR(random_state=0)
+        svm = TransformedTargetRegressor(svm, transformer=StandardScaler())
         model = make_pipeline(weights, svm).fit(train_texts, train_labels)
         return model.predict(test_texts).tolist()
     if isinstance(train_labels[0], list):

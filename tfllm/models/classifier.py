@@ -214,7 +214,9 @@ def encoder_classifier(config: ClassifierConfig, dtype=None) -> keras.Model:
     return model
 
 
-def training_defaults(architecture: str, language: str, lora: bool = False) -> dict:
+def training_defaults(
+    architecture: str, language: str, lora: bool = False, numbers: bool = False
+) -> dict:
     """Returns the flags that suit an architecture and a language, by flag name.
 
     Chinese is read by characters: with thousands of rows, not millions, words are too
@@ -224,7 +226,8 @@ def training_defaults(architecture: str, language: str, lora: bool = False) -> d
     if language != "zh":
         text = {"tokenizer": "words", "lowercase": True, "ngrams": 2, "idf_power": 1.0}
     found = COMMON | text | _known(TRAINING, architecture)
-    return found | {"learning_rate": LORA_RATE} if lora else found
+    found |= {"learning_rate": LORA_RATE} if lora else {}
+    return found | {"loss": "squared_error"} if numbers else found
 
 
 def fill_ngram_weights(

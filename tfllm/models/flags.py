@@ -25,8 +25,15 @@ class ClassifierFlags:
     token_dropout: float | None = flag(
         None, "share of tokens left out in training", minimum=0.0, maximum=0.9
     )
+    problem: str = flag(
+        "auto",
+        "what the labels are; auto: lists are several, fractions are numbers",
+        choices=["auto", "single_label", "multi_label", "regression"],
+    )
     loss: str | None = flag(
-        None, "what is minimised", choices=["cross_entropy", "squared_hinge"]
+        None,
+        "what is minimised",
+        choices=["cross_entropy", "squared_hinge", "squared_error"],
     )
     word_vectors: str | None = flag(None, "file in word2vec's text form")
     baseline: bool = flag(False, "measure TF-IDF and a linear SVM beside the model")

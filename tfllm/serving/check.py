@@ -28,7 +28,13 @@ from tfllm.serving import c_api, protos
 
 RECORD = "assets.extra/tfllm.json"
 TOLERANCE = 1e-4
-ANSWERS = ("label", "answer", "text", "score")  # outputs that are a prediction
+ANSWERS = (
+    "prediction",
+    "label",
+    "answer",
+    "text",
+    "score",
+)  # outputs that are a prediction
 _PYTHON_OPS = {"PyFunc", "PyFuncStateless", "EagerPyFunc"}
 _HOSTILE = {
     "empty": "",
@@ -248,9 +254,11 @@ def _check_predictions(process, path: str | Path, report: CheckReport) -> None:
         for key in set(ANSWERS) & set(parts[0])
     }
     answers = next(got[key] for key in ANSWERS if key in got)
-    other = [i for i, (a, b) in enumerate(zip(answers, wanted, strict=True)) if a != b]
+    pairs = enumerate(zip(answers, wanted, strict=True))
+    other = [i for i, (a, b) in pairs if not _same(a, b)]
     scores = np.array([row["score"] for row in rows], dtype=float)
-    distance = float(np.max(np.abs(got["score"] - scores))) if "score" in got else 0.0
+    off = np.abs(got.get("score", scores) - scores) / np.maximum(1, np.abs(scores))
+    distance = float(np.max(off))
     report.figures["predictions_equal"] = f"{len(rows) - len(other):,} of {len(rows):,}"
     report.figures["scores_differ_by"] = distance
     if other or not distance <= TOLERANCE:
@@ -259,6 +267,15 @@ def _check_predictions(process, path: str | Path, report: CheckReport) -> None:
             f"{len(other)} answers are not those of {path}{where}; scores differ by "
             f"{distance:.2g}"
         )
+
+
+def _same(answer, wanted) -> bool:
+    """Texts are equal, numbers nearly; lists of labels end in empty ones."""
+    if isinstance(wanted, float):
+        return bool(np.isclose(answer, wanted, rtol=TOLERANCE, atol=TOLERANCE))
+    if isinstance(wanted, list):
+        return [label for label in answer if label] == wanted
+    return answer == wanted
 
 
 class _Asked:

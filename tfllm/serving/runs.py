@@ -4,7 +4,12 @@ import json
 from pathlib import Path
 
 from tfllm.core.errors import UserError
-from tfllm.serving.export import classify_signature, export, text_signature
+from tfllm.serving.export import (
+    classify_signature,
+    export,
+    regress_signature,
+    text_signature,
+)
 from tfllm.tasks.runs import Run
 
 SAMPLES = 16  # recorded answers that the check compares
@@ -49,7 +54,7 @@ def export_run(
         },
         expected={
             "serving_default": {
-                answer: [row["prediction"] for row in rows],
+                answer: _even([row["prediction"] for row in rows], run.task),
                 "score": [row["score"] for row in rows],
             }
         },
@@ -66,8 +71,19 @@ def _classifier(run: Run):
     from tfllm.tasks.text_classification_tf import ServedClassifier
 
     served, pairs = ServedClassifier(run.task, run.model), run.task.pairs
-    signatures = [text_signature(served, pairs), classify_signature(served, pairs)]
-    return served, signatures, "label"
+    verb, answer = {
+        "single_label": (classify_signature, "label"),
+        "multi_label": (classify_signature, "prediction"),
+        "regression": (regress_signature, "score"),
+    }[run.task.problem]
+    return served, [text_signature(served, pairs), verb(served, pairs)], answer
+
+
+def _even(predictions: list, task) -> list:
+    """Lists of labels as the export gives them: filled up with empty ones."""
+    if not isinstance(predictions[0], list):
+        return predictions
+    return [row + [""] * (len(task.labels) - len(row)) for row in predictions]
 
 
 def _masked_lm(run: Run):
@@ -79,4 +95,9 @@ def _masked_lm(run: Run):
 
 # By task: the module to track, its signatures (`serving_default` first), and the output
 # that is the prediction.
-_SERVED = {"text_classification": _classifier, "masked_lm": _masked_lm}
+_SERVED = {
+    "text_classification": _classifier,
+    "multi_label_classification": _classifier,
+    "text_regression": _classifier,
+    "masked_lm": _masked_lm,
+}

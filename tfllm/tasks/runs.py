@@ -50,10 +50,11 @@ def load_run(path: str | Path) -> Run:
 
 
 def _task_class(name: str, where: Path):
-    if name == "text_classification":
-        from tfllm.tasks.text_classification import TextClassification
+    if name in ("text_classification", "multi_label_classification", "text_regression"):
+        from tfllm.tasks import text_classification as module
 
-        return TextClassification
+        kinds = (module.MultiLabelClassification, module.TextRegression)
+        return next((k for k in kinds if k.name == name), module.TextClassification)
     if name == "masked_lm":
         from tfllm.tasks.masked_lm import MaskedLM
 

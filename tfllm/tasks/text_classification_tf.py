@@ -1,4 +1,4 @@
-"""The text classifier as a graph from text to answer."""
+"""The text classifier, or regressor, as a graph from text to answer."""
 
 import keras
 import tensorflow as tf
@@ -23,14 +23,16 @@ class ServedClassifier(tf.Module):
         self._logits = lambda batch: model(batch, training=False)
         self._inputs = [tensor.name for tensor in model.inputs]
         self.tokenizer = task.tokenizer.graph()
-        self.labels = tf.constant(task.labels)
+        self.labels = tf.constant(task.labels, tf.string)
 
     def __call__(self, text: tf.Tensor, text_pair: tf.Tensor | None = None) -> dict:
         """Answers for texts, string `[N]`.
 
         Returns:
             `label` string `[N]`, `score` float32 `[N]`, and for all K classes, the
-            likeliest first, `labels` string and `scores` float32 `[N, K]`.
+            likeliest first, `labels` string and `scores` float32 `[N, K]`. Of several
+            labels a text, `prediction` string `[N, K]` has those at or above their
+            thresholds, then empty ones. A regression has `score` alone.
         """
         task, limit = self._task, self._task.max_length
         if text_pair is None:
@@ -45,10 +47,21 @@ class ServedClassifier(tf.Module):
         length = tf.shape(batch["token_ids"])[1]
         batch["padding_mask"] = tf.sequence_mask(ids.row_lengths(), length, tf.int32)
         logits = self._logits({name: batch[name] for name in self._inputs})
-        scores = tf.nn.softmax(task.score_scale * logits)
+        if task.problem == "regression":
+            return {"score": logits[:, 0] * task.deviation + task.mean}
+        more = {}
+        if task.problem == "multi_label":
+            scores = tf.sigmoid(task.score_scale * logits)
+            chosen = scores >= tf.constant(task.thresholds)
+            # Of equal values the first come first: the order of the classes is kept.
+            first, order = tf.math.top_k(tf.cast(chosen, tf.float32), len(task.labels))
+            labels = tf.gather(self.labels, order)
+            more = {"prediction": tf.where(first > 0, labels, "")}
+        else:
+            scores = tf.nn.softmax(task.score_scale * logits)
         scores, order = tf.math.top_k(scores, len(task.labels))
         labels = tf.gather(self.labels, order)
-        return {
+        return more | {
             "label": labels[:, 0],
             "score": scores[:, 0],
             "labels": labels,
