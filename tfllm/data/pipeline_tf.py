@@ -73,6 +73,9 @@ def dataset(
     numbers = tf.data.Dataset.range(start_step * parts, stop)
     options = tf.data.Options()
     options.deterministic = True
+    # Nothing here is tuned, and an iterator's end waits for the tuning thread, whose
+    # sleep doubles each time: up to as long as the iterator was in use.
+    options.autotune.enabled = False
     # The plan already says which worker gets what.
     options.experimental_distribute.auto_shard_policy = (
         tf.data.experimental.AutoShardPolicy.OFF
