@@ -5,9 +5,12 @@ import sys
 from argparse import ArgumentParser
 from pathlib import Path
 
+from tfllm.cli.generation import chat_command, export_decoder, generate_command
 from tfllm.core.console import note, table
 from tfllm.core.errors import UserError
 from tfllm.core.quiet import load_tensorflow
+
+__all__ = ["chat_command", "generate_command"]  # kept in a module of their own
 from tfllm.data.labels import PROBLEMS
 
 
@@ -149,12 +152,20 @@ def predict_command(parser: ArgumentParser, argv: list[str]) -> int:
 
 
 def export_command(parser: ArgumentParser, argv: list[str]) -> int:
-    """Exports a run."""
-    parser.add_argument("run", help="run directory")
+    """Exports a run, or any decoder."""
+    parser.add_argument("run", help="run; or directory, file or preset of a decoder")
     parser.add_argument("--name", help="name of the model; the run's when absent")
     parser.add_argument("--directory", default="saved_models")
+    parser.add_argument("--plain", action="store_true", help="no chat template")
+    parser.add_argument(
+        "--xla", action="store_true", help="decoders: for a server with XLA switched on"
+    )
     options = parser.parse_args(argv)
+    if not (Path(options.run) / "config.yaml").exists():
+        return export_decoder(options)
     run = _load(options.run)
+    if hasattr(run.task, "decoder"):
+        return export_decoder(options)
     from tfllm.serving.runs import export_run
 
     note(str(export_run(run, options.name, options.directory)))

@@ -11,7 +11,7 @@ from tfllm.models.decoder import DecoderConfig
 from tfllm.text import Tokenizer
 
 # Special tokens by which well-known models end an answer, beside their end token.
-ENDS = "</s> <|endoftext|> <|im_end|> <|end_of_text|> <|eot_id|> <end_of_turn>".split()
+ENDS = ["</s>", "<|endoftext|>", "<|im_end|>", "<|end_of_text|>", "<|eot_id|>", "<end_of_turn>"]
 STRIDE = 16  # tokens between two looks for stop strings
 # Per-row settings: what is off, and the numbers allowed.
 OFF = {
@@ -101,7 +101,7 @@ class Generator:
                 f"the tokenizer has {tokenizer.vocabulary_size} tokens, the model "
                 f"{config.vocabulary_size}"
             )
-        self.config, self.tokenizer = config, tokenizer
+        self.config, self.tokenizer, self.source = config, tokenizer, None
         if stop_tokens is None:
             ends = {tokenizer.ids.get(token) for token in ENDS} & tokenizer.special_ids
             stop_tokens = ends | {tokenizer.eos_id}
@@ -124,7 +124,9 @@ class Generator:
         if not isinstance(checkpoint.config, DecoderConfig):
             raise UserError("this is no decoder: it cannot generate text", name)
         model = checkpoint.build("float32")
-        return cls(model, checkpoint.config, checkpoint.tokenizer(), **options)
+        made = cls(model, checkpoint.config, checkpoint.tokenizer(), **options)
+        made.source = checkpoint.source
+        return made
 
     def refresh(self, model) -> None:
         """Takes the weights of a model of the same shape anew."""

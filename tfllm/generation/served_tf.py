@@ -45,23 +45,18 @@ class ServedGenerator(tf.Module):
 
     def text(self, text) -> dict:
         """An answer for each of `text` `[N]`, a user's words with a chat template."""
-        if self._chat:
-            for pattern in self._chat.patterns:
-                text = tf.strings.regex_replace(text, pattern, rf"\1{BREAK}\2")
-            before, after = self._turn
-            text = tf.strings.join([before, text, after])
-        return {"text": self._answers(text, self._chat is not None)["text"]}
+        return {"text": self._answers(*self._asked(text))["text"]}
 
     def chat(self, prompt) -> dict:
         """An answer for each conversation that was rendered already, `prompt` `[N]`"""
         return {"text": self._answers(prompt, True)["text"]}
 
     def generate(self, text, **settings) -> dict:
-        """Goes on with texts `[N]`, by settings `[N]` each.
+        """As `text`, by settings `[N]` each.
 
         Settings out of range are taken as the nearest ones in it.
         """
-        return self._answers(text, self._chat is not None, settings)
+        return self._answers(*self._asked(text), settings)
 
     def score(self, text) -> dict:
         """Log-probabilities of texts `[N]`, and the number of tokens they sum up."""
@@ -71,6 +66,15 @@ class ServedGenerator(tf.Module):
             "log_probability": tf.reduce_sum(state.scores, 0)[: tf.size(text)],
             "tokens": tf.maximum(lengths - 1, 0)[: tf.size(text)],
         }
+
+    def _asked(self, text):
+        """Prompts, and whether special tokens written in them are such."""
+        if self._chat is None:
+            return text, False
+        for pattern in self._chat.patterns:
+            text = tf.strings.regex_replace(text, pattern, rf"\1{BREAK}\2")
+        before, after = self._turn
+        return tf.strings.join([before, text, after]), True
 
     def _ids(self, text, parse_special) -> tf.RaggedTensor:
         return self.tokenizer.encode(text, parse_special=parse_special)

@@ -72,12 +72,11 @@ def export_generator(
         Signature("generate", served.generate, {"text": text, **knobs}),
         Signature("score", served.score, {"text": text}),
     ]
+    asked = texts
     if chat:
         signatures.append(Signature("chat", served.chat, {"prompt": text}))
-        turns = [[{"role": "user", "content": text}] for text in texts]
-        if system:
-            turns = [[{"role": "system", "content": system}, *turn] for turn in turns]
-        rendered = [chat.render(turn) for turn in turns]
+        first = [{"role": "system", "content": system}] if system else []
+        asked = [chat.render([*first, {"role": "user", "content": t}]) for t in texts]
     count = len(texts)
     drawn = {
         "max_new_tokens": [min(24, max_new_tokens)] * count,
@@ -87,16 +86,12 @@ def export_generator(
         "repetition_penalty": [1.0, 1.0, 1.1, 1.3][:count],
         "seed": list(range(count)),
     }
-    plain = [
-        a.text
-        for a in generator.generate(
-            rendered if chat else texts, parse_special=chat is not None, **defaults
-        )
-    ]
-    made = generator.generate(texts, parse_special=chat is not None, **drawn)
+    special = chat is not None
+    plain = generator.generate(asked, parse_special=special, **defaults)
+    made = generator.generate(asked, parse_special=special, **drawn)
     scores = generator.score(texts)
     expected = {
-        "serving_default": {"text": plain},
+        "serving_default": {"text": [a.text for a in plain]},
         "generate": {
             "text": [a.text for a in made],
             "finish_reason": [a.finish_reason for a in made],
@@ -109,7 +104,8 @@ def export_generator(
     inputs = {"serving_default": {"text": texts}, "generate": {"text": texts, **drawn}}
     inputs["score"] = {"text": texts}
     if chat:
-        inputs["chat"], expected["chat"] = {"prompt": rendered}, {"text": plain}
+        inputs["chat"] = {"prompt": asked}
+        expected["chat"] = expected["serving_default"]
     facts = {
         "prompt": f"at most {max_prompt:,} tokens; a longer one loses its beginning",
         "answer": f"at most {max_new_tokens:,} tokens, {defaults} where not asked",

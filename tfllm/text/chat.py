@@ -56,7 +56,12 @@ class ChatTemplate:
 
     @classmethod
     def load(cls, source: str | Path, tokenizer: Tokenizer) -> "ChatTemplate":
-        """The template beside a tokenizer or model, or ChatML.
+        """The template of `find`, or ChatML."""
+        return cls.find(source, tokenizer) or cls(CHATML, tokenizer)
+
+    @classmethod
+    def find(cls, source: str | Path, tokenizer: Tokenizer) -> "ChatTemplate | None":
+        """The template beside a tokenizer or model, if there is one.
 
         Args:
             source: A directory with `chat_template.jinja` or `tokenizer_config.json`,
@@ -72,7 +77,7 @@ class ChatTemplate:
             found = json.loads(file.read_text(encoding="utf-8")).get("chat_template")
         if isinstance(found, list):  # several by name
             found = {item["name"]: item["template"] for item in found}.get("default")
-        return cls(found or CHATML, tokenizer)
+        return cls(found, tokenizer) if found else None
 
     def save(self, directory: str | Path) -> None:
         """Writes `chat_template.jinja`, where `load` and others find it."""
