@@ -28,22 +28,22 @@ from tfllm.training.run import open_run
 
 SAMPLE = 50_000_000  # characters that the vocabulary is learned from
 WORDS = 50_000  # that the segmenter knows
-RATES = {"tiny": 2e-3, "mini": 1e-3, "small": 5e-4, "base": 1e-4}
+RATES = {"tiny": 8e-4, "mini": 6e-4, "small": 4e-4, "base": 1e-4}
 DEFAULTS = {
     "tokenizer": "wordpiece",
     "vocabulary_size": 16_000,
     "min_frequency": 2,
     "max_length": 256,
-    "copies": 10,
+    "copies": 16,
     "epochs": 1,
-    "batch_size": 32,
+    "batch_size": 16,
     "optimizer": "adamw",
     "schedule": "linear",
     "warmup_ratio": 0.1,
     "weight_decay": 0.01,
     "ema_decay": 0.0,
     "label_smoothing": 0.0,
-    "dropout": 0.1,
+    "dropout": 0.0,
 }
 EVALUATIONS = 10  # of a run, where no flag says how many
 
@@ -131,12 +131,15 @@ def main(argv: list[str] | None = None) -> int:
     from tfllm.training.trainer_tf import Trainer
 
     # 4. Train, or tell what training would take.
+    size = SIZES[config.size]
     encoder = EncoderConfig(
         tokenizer.vocabulary_size,
+        # BERT's 0.02 is for 768: narrower layers begin with weights as large in sum.
+        initializer_range=0.02 * (768 / size["hidden_size"]) ** 0.5,
         max_length=config.max_length,
         dropout=config.dropout,
         attention_dropout=config.dropout,
-        **SIZES[config.size],
+        **size,
     )
     task = MaskedLM(
         tokenizer,

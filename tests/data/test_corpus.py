@@ -121,6 +121,7 @@ def test_documents_of_text_gzip_and_json(tmp_path):
     [
         (b'{"text": "a"}\n' + b"{broken\n" * 9, "are no documents"),
         (b'{"txt": "a"}\n' * 9, "there is no 'text'"),
+        (b'[{"text": "a"},\n{"text": "b"}]', "there is no document"),
         (b"\x1f\x8b\x08 damaged", "cannot read the file"),
         (b"   \n\n", "there is no text"),
     ],

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from tests.recipes.test_text_classification import weights
 from tests.tasks.stories import stories
 from tfllm.cli.main import main as tfllm
 from tfllm.serving.c_api import Process
+from tfllm.text import Tokenizer
 
 FAST = ["--precision", "float32", "--jit_compile", "false", "--max_length", 48]
 
@@ -35,8 +37,8 @@ def run(work, recipe):
     """A finished run with its export."""
     status = recipe(
         *("pretrain_masked_lm", "--train_file", "texts", *FAST),
-        *("--validation_share", 0.15, "--copies", 2, "--epochs", 2),
-        *("--output_dir", "runs/toy", "--export_name", "toy"),
+        *("--validation_share", 0.15, "--copies", 1, "--max_steps", 24),
+        *("--eval_steps", 12, "--output_dir", "runs/toy", "--export_name", "toy"),
     )
     assert status == 0
     return work / "runs" / "toy"
@@ -104,7 +106,8 @@ def test_commands_on_a_run(run, work, capsys):
     assert tfllm(["predict", str(run), "--text", text]) == 0
     row = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert row["prediction"] == text.replace("[MASK]", row["tokens"][0][0])
-    for command in (["eval", "--test_file", "texts/a.txt"], ["explain", "x"]):
+    Path("rows.tsv").write_text("text\tlabel\na\tx\nb\ty\n")
+    for command in (["eval", "--test_file", "rows.tsv"], ["explain", "x"]):
         assert tfllm([command[0], str(run), *command[1:]]) == 2
         assert "masked_lm" in capsys.readouterr().err
 
@@ -133,11 +136,21 @@ def test_the_run_opens_and_its_encoder_goes_on(run):
     np.testing.assert_allclose(there[0], everywhere[0, [1, 3]], atol=1e-5)
 
 
+def test_fine_tuning_goes_on_from_the_run(run, work, toy, recipe, capsys):
+    status = recipe(
+        *("text_classification", "--model", run, "--train_file", toy.train),
+        *("--test_file", toy.test, "--validation_file", toy.validation, *FAST),
+        *("--max_steps", 2, "--no_export", "--output_dir", "runs/tuned"),
+    )
+    assert status == 0
+    assert f"weights from {run}; new: logits" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("objective", ["sentence_order", "none"])
 def test_other_objectives(objective, work, recipe):
     status = recipe(
         *("pretrain_masked_lm", "--train_file", "texts", *FAST, "--no_export"),
-        *("--objective", objective, "--whole_words", "words", "--max_steps", 4),
+        *("--objective", objective, "--whole_words", "words", "--max_steps", 2),
         *("--copies", 1, "--output_dir", f"runs/{objective}"),
     )
     assert status == 0
@@ -148,12 +161,15 @@ def test_other_objectives(objective, work, recipe):
 
 def test_bad_input_is_told(work, recipe, capsys):
     (work / "one.txt").write_text("A single document. It has two sentences.\n")
+    plain = Tokenizer.train(["some text"], "characters", 30, special_tokens=["p", "u"])
+    plain.save("plain")
+    held_out = ["--validation_file", "texts/a.txt", "--test_file", "texts/b.txt"]
     for arguments, words in (
-        (["--train_file", "one.txt"], "two documents"),
+        (["--train_file", "one.txt", *held_out], "two documents"),
         (["--train_file", "txts"], "Did you mean 'texts'"),
         (["--test_file", "one.txt"], "no --train_file"),
         (["--train_file", "texts", "--l2", 0.1], "--weight_decay"),
-        (["--train_file", "texts", "--tokenizer", "characters"], "masks or pairs"),
+        (["--train_file", "texts", "--tokenizer", "plain"], "masks or pairs"),
     ):
         options = [*FAST, "--output_dir", "runs/bad", "--validation_share", 0.3]
         assert recipe("pretrain_masked_lm", *arguments, *options) == 2, arguments

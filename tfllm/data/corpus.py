@@ -240,7 +240,7 @@ def read_documents(path: Path, column: str = "text") -> Iterator[str]:
             head = file.read(1 << 16)
         encoding = encoding_of(head.rpartition(b"\n")[0] or head, path)
         with opened(path, "rt", encoding=encoding, errors="replace") as lines:
-            if re.match(r"\s*\{\s*\"", head.decode(encoding, "replace")):
+            if re.match(r'\s*(\{\s*"|\[\s*\{)', head.decode(encoding, "replace")):
                 yield from _json_documents(path, lines, column)
             else:
                 yield from _plain_documents(lines)
