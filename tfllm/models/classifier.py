@@ -215,7 +215,7 @@ def encoder_classifier(config: ClassifierConfig, dtype=None) -> keras.Model:
 
 
 def training_defaults(
-    architecture: str, language: str, lora: bool = False, numbers: bool = False
+    architecture: str, language: str, lora: bool = False, problem: str = "single_label"
 ) -> dict:
     """Returns the flags that suit an architecture and a language, by flag name.
 
@@ -227,7 +227,34 @@ def training_defaults(
         text = {"tokenizer": "words", "lowercase": True, "ngrams": 2, "idf_power": 1.0}
     found = COMMON | text | _known(TRAINING, architecture)
     found |= {"learning_rate": LORA_RATE} if lora else {}
-    return found | {"loss": "squared_error"} if numbers else found
+    return found | {"loss": "squared_error"} if problem == "regression" else found
+
+
+def search_space(model: str, lora: bool = False) -> dict[str, dict]:
+    """What `--search` tries: flag → options of keras-tuner's `Choice` or `Float`.
+
+    Args:
+        model: What `--model` says: an architecture, or an encoder to start from.
+        lora: Whether adapters alone are trained.
+    """
+    architecture = model if model in SHAPES else "encoder"
+    usual = training_defaults(architecture, "en", lora) | SHAPES[architecture]
+    rate, epochs = usual["learning_rate"], usual["epochs"]
+    spread = {"min_value": rate / 5, "max_value": rate * 5, "sampling": "log"}
+    several = {
+        "batch_size": (16, 32, 64),
+        "epochs": (max(1, epochs // 2), epochs, 2 * epochs),
+        "num_layers": (1, 2, 3, 4),
+        "ngrams": (1, 2, 3, 4),
+    }
+    space = {"learning_rate": spread | {"default": rate}}
+    for name, values in several.items():
+        if name in usual:
+            space[name] = {"values": list(values), "default": usual[name]}
+    # fastText's features are its n-grams.
+    name = "token_dropout" if architecture == "fasttext" else "dropout"
+    dropped = {"min_value": 0.0, "max_value": 0.6, "default": usual[name]}
+    return space | {name: dropped}
 
 
 def fill_ngram_weights(
