@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,7 +12,8 @@ from tfllm.models.decoder import DecoderConfig
 from tfllm.text import Tokenizer
 
 # Special tokens by which well-known models end an answer, beside their end token.
-ENDS = ["</s>", "<|endoftext|>", "<|im_end|>", "<|end_of_text|>", "<|eot_id|>", "<end_of_turn>"]
+ENDS = {"</s>", "<|endoftext|>", "<|im_end|>", "<|end_of_text|>", "<|eot_id|>"}
+ENDS |= {"<end_of_turn>"}
 STRIDE = 16  # tokens between two looks for stop strings
 # Per-row settings: what is off, and the numbers allowed.
 OFF = {
@@ -184,38 +186,44 @@ class Generator:
                 range.
         """
         settings = {k: v for k, v in locals().items() if k in OFF or k in TYPES}
-        job = self._job(texts, settings, banned_tokens, forced_tokens, truncate,
-                        parse_special)  # fmt: skip
-        if isinstance(stop, str):
-            stop = [stop]
-        if not texts:
-            return []
+        lists = {"banned": banned_tokens, "forced": forced_tokens}
+        job = self._job(texts, settings, lists, truncate, parse_special)
+        stop = [stop] if isinstance(stop, str) else stop
+        if beams > 1 and (log_probabilities or stop or len(forced_tokens)):
+            raise UserError(
+                "beam search knows no stop strings, forced tokens or log-probabilities"
+            )
         streams = [TextStream(self.tokenizer, ids, stop) for ids in job.prompts]
-        pieces = ["" for _ in texts]
+        if not streams:
+            return []
         if beams > 1:
-            if log_probabilities or stop or len(forced_tokens):
-                raise UserError(
-                    "beam search knows no stop strings, forced tokens or "
-                    "log-probabilities"
-                )
             return self._beam_search(job, streams, beams, length_penalty)
+        cuts, pieces = {}, ["" for _ in streams]
         stride = STRIDE if stop else job.space
-        for rows, scores, last in self._rounds(job, stride, log_probabilities):
+        for rows, scores in self._rounds(job, stride, log_probabilities):  # noqa: B007
             for i, (row, stream) in enumerate(zip(rows, streams, strict=True)):
-                pieces[i] += stream.push(row[job.given[i] :], last or job.over(i, row))
-                job.given[i] = len(row) if not stream.stopped else job.given[i]
-                if stream.stopped and job.cut[i] is None:
-                    job.cut[i] = self._cut(job, i, row, stop)
+                over = self._over(job, i, row)
+                pieces[i] += stream.push(row[job.given[i] :], over)
+                job.given[i] = len(row)
+                if stream.stopped and i not in cuts:
+                    cuts[i] = self._cut(job.prompts[i], row, stop)
+            if all(
+                s.stopped or self._over(job, i, rows[i]) for i, s in enumerate(streams)
+            ):
+                break
         answers = []
         for i, row in enumerate(rows):
-            row = row[: job.cut[i]]
-            reason = "stop_string" if streams[i].stopped else self._reason(row)
-            made = scores[i][: len(row)] if log_probabilities else None
-            answers.append(
-                Generation(
-                    pieces[i], row, reason, len(job.prompts[i]), job.truncated[i], made
-                )  # fmt: skip
+            row = row[: cuts.get(i)]
+            answer = Generation(
+                text=pieces[i],
+                token_ids=row,
+                finish_reason="stop_string" if i in cuts else self._reason(row),
+                prompt_tokens=len(job.prompts[i]),
+                truncated=job.truncated[i],
             )
+            if log_probabilities:
+                answer.log_probabilities = scores[i][: len(row)]
+            answers.append(answer)
         return answers
 
     def stream(
@@ -229,21 +237,20 @@ class Generator:
             every: Tokens between two looks at what was made.
             **settings: Those of `generate`, without beam search.
         """
-        lists = [settings.pop(f"{name}_tokens", ()) for name in ("banned", "forced")]
+        lists = {k: settings.pop(f"{k}_tokens", ()) for k in ("banned", "forced")}
         flags = [settings.pop(name, False) for name in ("truncate", "parse_special")]
-        allowed = (*OFF, *TYPES)
-        if unknown := [name for name in settings if name not in allowed]:
+        if unknown := [name for name in settings if name not in (*OFF, *TYPES)]:
             raise UserError(f"there is no setting '{unknown[0]}' for streaming")
         settings = {"max_new_tokens": 128, "seed": 0} | settings
-        job = self._job([text], settings, *lists, *flags)
-        stops = [stop] if isinstance(stop, str) else stop
+        job = self._job([text], settings, lists, *flags)
+        stop = [stop] if isinstance(stop, str) else stop
         return self._pieces(
-            job, TextStream(self.tokenizer, job.prompts[0], stops), every
+            job, TextStream(self.tokenizer, job.prompts[0], stop), every
         )
 
-    def _pieces(self, job, stream: TextStream, every: int) -> Iterator[str]:
-        for (row,), _, last in self._rounds(job, every, False):
-            piece = stream.push(row[job.given[0] :], last)
+    def _pieces(self, job: "_Job", stream: TextStream, every: int) -> Iterator[str]:
+        for (row,), _ in self._rounds(job, every):
+            piece = stream.push(row[job.given[0] :], self._over(job, 0, row))
             job.given[0] = len(row)
             if piece:
                 yield piece
@@ -257,7 +264,7 @@ class Generator:
             texts: Strings.
             truncate: A text that is too long loses its beginning.
         """
-        job = self._job(texts, {"max_new_tokens": 0}, (), (), truncate, False)
+        job = self._job(texts, {"max_new_tokens": 0}, {}, truncate)
         if not texts:
             return []
         state = self.engine.start(job.tokens, 0, scored=True)
@@ -272,7 +279,7 @@ class Generator:
 
     # -- one call ---------------------------------------------------------------------
 
-    def _job(self, texts, settings, banned, forced, truncate, parse_special) -> "_Job":
+    def _job(self, texts, settings, lists, truncate, parse_special=False) -> "_Job":
         if isinstance(texts, str):
             raise TypeError("generate takes a list of texts, not a single one")
         columns = {
@@ -300,9 +307,11 @@ class Generator:
                 truncated.append(0)
             limits[i] = min(limits[i], self.config.max_length - len(row))
             prompts.append(row)
-        names = {"max_new_tokens"}
-        names |= {name for name in OFF if np.any(columns.get(name) != OFF[name][0])
-                  and name in columns}  # fmt: skip
+        names = {
+            name
+            for name in OFF
+            if np.any(columns.get(name, OFF[name][0]) != OFF[name][0])
+        } | {"max_new_tokens"}
         if "temperature" in names:
             names.add("seed")
         else:
@@ -312,11 +321,14 @@ class Generator:
         tokens = np.full((count, slots), -1, "int32")
         for i, row in enumerate(prompts):
             tokens[i, slots - len(row) :] = row
-        values = {name: _stretched(columns[name], count) for name in names}
-        for name, ids in (("banned", banned), ("forced", forced)):
+        # Rows that only fill a bucket have zeros: no token is made.
+        fill = (0, count - len(texts))
+        values = {name: np.pad(columns[name], fill) for name in names}
+        for name, ids in lists.items():
             if len(ids):
                 values[name] = self._ids(name, ids, len(texts), count)
-        return _Job(self, prompts, truncated, tokens, slots, space, limits, values)
+        given = [0] * len(texts)
+        return _Job(prompts, truncated, limits, tokens, slots, space, values, given)
 
     @property
     def first_token(self) -> int:
@@ -337,29 +349,17 @@ class Generator:
             array[i, : len(row)] = row
         return array
 
-    def _rounds(self, job: "_Job", stride: int, scored: bool):
-        """Yields all answers' tokens (and scores) so far, and whether that is all."""
-        ends = self.stop_tokens or [-2]
+    def _rounds(self, job: "_Job", stride: int, scored: bool = False):
+        """Yields all tokens (and scores) so far, at least once, until all is made."""
+        ends, rows = self.stop_tokens or [-2], len(job.prompts)
         state = self.engine.start(job.tokens, job.space)
-        while True:
+        done = False
+        while not done:
             state = self.engine.advance(state, job.values, ends, stride, scored)
-            history = state.history.numpy()[job.slots :, : len(job.prompts)].T
-            rows = [row[row >= 0].tolist() for row in history]
-            scores = None
-            if scored:
-                scores = state.scores.numpy()[
-                    job.slots :, : len(job.prompts)
-                ].T.tolist()
-            done = bool(state.done.numpy()[: len(job.prompts)].all())
-            last = done or int(state.slot) + 1 >= state.history.shape[0]
-            last = last or all(job.cut[i] is not None or job.over(i, row)
-                               for i, row in enumerate(rows))  # fmt: skip
-            yield rows, scores, last
-            last = last or all(
-                job.cut[i] is not None or job.over(i, row) for i, row in enumerate(rows)
-            )
-            if last:
-                return
+            made = state.history.numpy()[job.slots :, :rows].T
+            scores = state.scores.numpy()[job.slots :, :rows].T.tolist()
+            done = bool(state.done.numpy().all())
+            yield [row[row >= 0].tolist() for row in made], scores
 
     def _beam_search(self, job, streams, width: int, penalty: float):
         from tfllm.generation.beam_tf import Beams
@@ -373,48 +373,40 @@ class Generator:
         for i, stream in enumerate(streams):
             row = tokens[job.slots :, i, 0]
             row = row[row >= 0].tolist()
-            text, reason = stream.push(row, True), self._reason(row)
-            answers.append(
-                Generation(
-                    text,
-                    row,
-                    reason,
-                    len(job.prompts[i]),
-                    job.truncated[i],
-                    score=float(scores[i, 0]),
-                )  # fmt: skip
-            )
+            text, prompt = stream.push(row, last=True), len(job.prompts[i])
+            answer = Generation(text, row, self._reason(row), prompt, job.truncated[i])
+            answer.score = float(scores[i, 0])
+            answers.append(answer)
         return answers
 
     def _reason(self, row: list[int]) -> str:
         return "stop" if row and row[-1] in self.stop_tokens else "length"
 
-    def _cut(self, job: "_Job", i: int, row: list[int], stop) -> int:
+    def _over(self, job: "_Job", i: int, row: list[int]) -> bool:
+        """Whether the model itself ended a row."""
+        return self._reason(row) == "stop" or len(row) >= job.limits[i]
+
+    def _cut(self, prompt: list[int], row: list[int], stop) -> int:
         """How many tokens it took to make a stop string."""
-        stream = TextStream(self.tokenizer, job.prompts[i], stop)
+        stream = TextStream(self.tokenizer, prompt, stop)
         for count, token in enumerate(row, 1):
-            stream.push([token], count == len(row))
+            stream.push([token], last=count == len(row))
             if stream.stopped:
                 return count
         return len(row)
 
 
-class _Job:
-    """What a call is about, row by row."""
+class _Job(NamedTuple):
+    """What a call is about: its rows, and how they lie in the batch."""
 
-    def __init__(
-        self, generator, prompts, truncated, tokens, slots, space, limits, values
-    ):
-        self.generator = generator
-        self.prompts, self.truncated, self.limits = prompts, truncated, limits
-        self.tokens, self.slots, self.space, self.values = tokens, slots, space, values
-        self.given: list[int] = [0] * len(prompts)
-        self.cut: list[int | None] = [None] * len(prompts)
-
-    def over(self, i: int, row: list[int]) -> bool:
-        """Whether the model itself ended a row."""
-        ended = bool(row) and row[-1] in self.generator.stop_tokens
-        return ended or len(row) >= self.limits[i]
+    prompts: list[list[int]]
+    truncated: list[int]
+    limits: np.ndarray
+    tokens: np.ndarray
+    slots: int
+    space: int
+    values: dict[str, np.ndarray]
+    given: list[int]  # tokens that were handed on as text
 
 
 def _column(name: str, value, rows: int) -> np.ndarray:
@@ -436,8 +428,3 @@ def _column(name: str, value, rows: int) -> np.ndarray:
         what = f"{name} is between {low:g} and {high:g}, not {value!r}"
         raise UserError(what.replace(" and inf", " and more"))
     return column
-
-
-def _stretched(column: np.ndarray, rows: int) -> np.ndarray:
-    """A column with zeros for rows that only fill a bucket."""
-    return np.pad(column, (0, rows - len(column)))
