@@ -548,18 +548,18 @@ class _Loop(keras.callbacks.Callback):
         figures = trainer.agreed(list(verdict.metrics.values()))
         metrics = dict(zip(verdict.metrics, figures, strict=True))
         score = metrics[task.monitor]
-        # Of equal scores the later one: the learning rate was lower.
-        better = state.best_score is None or (
-            score >= state.best_score if task.maximize else score <= state.best_score
-        )
+        # Of equal scores the later one: the learning rate was lower. But it is none the
+        # better for it, and patience runs out.
+        best = score if state.best_score is None else state.best_score
+        better = score >= best if task.maximize else score <= best
+        improved = state.best_score is None or (better and score != best)
+        state.since_best = 0 if improved else state.since_best + 1
         state.validation = metrics
+        patience = config.patience
+        state.done = patience is not None and state.since_best >= patience
         if better:
-            state.best_score, state.best_step, state.since_best = score, state.step, 0
+            state.best_score, state.best_step = score, state.step
             trainer._save_best()
-        else:
-            state.since_best += 1
-            patience = config.patience
-            state.done = patience is not None and state.since_best >= patience
         self.log.write({"step": state.step} | _prefixed(metrics))
         self.board.scalars(state.step, metrics, "validation")
         shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
