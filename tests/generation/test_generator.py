@@ -154,10 +154,14 @@ def test_beam_search_finds_what_trying_all_finds(letters, penalty):
         model, config, _ = letters(6, random=random, initializer_range=0.9)
         tokenizer = Tokenizer.train(["a b c"], "characters", 6)
         config.vocabulary_size = max(6, tokenizer.vocabulary_size)
-        end, steps, prompt = 3, 3, tokenizer.encode(["ab"])[0]
-        shares = functools.cache(
-            lambda ids, model=model: log_softmax(next_logits(model, [*prompt, *ids]))
-        )
+        end, steps = 3, 3
+        generator = Generator(model, config, tokenizer, stop_tokens=[end])
+        prompt = generator.prefix + tokenizer.encode(["ab"])[0]
+
+        @functools.cache
+        def shares(ids, model=model, prompt=prompt):
+            return log_softmax(next_logits(model, [*prompt, *ids]))
+
         found = {}
         for length in range(1, steps + 1):
             for ids in itertools.product(range(6), repeat=length):
@@ -165,7 +169,6 @@ def test_beam_search_finds_what_trying_all_finds(letters, penalty):
                     total = sum(shares(ids[:i])[ids[i]] for i in range(length))
                     found[ids] = total / length**penalty
         best = max(found, key=found.get)
-        generator = Generator(model, config, tokenizer, stop_tokens=[end])
         (answer,) = generator.generate(
             ["ab"], max_new_tokens=steps, beams=36, length_penalty=penalty
         )
