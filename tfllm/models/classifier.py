@@ -249,7 +249,7 @@ def search_space(model: str, lora: bool = False) -> dict[str, dict]:
     }
     space = {"learning_rate": spread | {"default": rate}}
     for name, values in several.items():
-        if name in usual:
+        if name in COMMON | SHAPES[architecture]:
             space[name] = {"values": list(values), "default": usual[name]}
     # fastText's features are its n-grams.
     name = "token_dropout" if architecture == "fasttext" else "dropout"
