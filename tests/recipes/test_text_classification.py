@@ -239,10 +239,11 @@ def test_killed_and_resumed_equals_uninterrupted(
     if kind == "lora":
         arguments = [*files(toy), *FAST[:-2], "--model", tiny_bert]
         arguments += ["--lora_rank", 2, "--lora_dropout", 0.1]
-        arguments += ["--unfreeze_epochs", 0.5]
+        arguments += ["--unfreeze_epochs", 0.5, "--patience", 100]
+        arguments += ["--epochs", 4 + 2 * kills]
     else:
         arguments = [*files(toy), *FAST, "--model", "lstm", "--hidden_size", 8]
-    arguments += ["--epochs", 6]
+        arguments += ["--epochs", 6, "--patience", 100]
     arguments += ["--save_minutes", 0, "--no_export", "--ema_decay", 0.9]
     arguments += ["--gradient_accumulation_steps", 2, "--batch_size", 4]
     whole, killed = (
