@@ -225,6 +225,8 @@ def training_defaults(
     text = {"tokenizer": "characters", "ngrams": 3, "idf_power": 1.5}
     if language != "zh":
         text = {"tokenizer": "words", "lowercase": True, "ngrams": 2, "idf_power": 1.0}
+    if architecture == "encoder":  # brings its tokenizer along
+        text = {"idf_power": None}
     found = COMMON | text | _known(TRAINING, architecture)
     found |= {"learning_rate": LORA_RATE} if lora else {}
     return found | {"loss": "squared_error"} if problem == "regression" else found
