@@ -124,6 +124,8 @@ def main() -> None:
     middle = min if flags.best else statistics.median
     texts = list(Stream(flags.text)) if flags.text else default_texts()
     texts = [text for text in texts if text.strip()]
+    if len(texts) < 2000:
+        parser.error(f"{len(texts):,} texts are too few for batches of 256: give 2,000")
     size = sum(len(text.encode()) for text in texts)
     words = itertools.islice(itertools.cycle(" ".join(texts[:50]).split()), 30)
     sentence, rows = " ".join(words), []
