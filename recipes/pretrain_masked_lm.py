@@ -14,7 +14,7 @@ import sys
 from dataclasses import dataclass
 
 from tfllm.cli.finish import finish, show
-from tfllm.config import fill, flag, parse, to_yaml
+from tfllm.config import fill, flag, parse
 from tfllm.core.console import note
 from tfllm.core.errors import UserError, run_main
 from tfllm.core.files import atomic_write
@@ -154,10 +154,7 @@ def main(argv: list[str] | None = None) -> int:
     if config.dry_run:
         return trainer.dry_run()
     if not run.resumed:
-        config = trainer.settle()
-        note(to_yaml(config))
-        run.write_start(config, files)
-        tokenizer.save(run.path / "tokenizer")
+        config = trainer.begin(files)
         atomic_write(run.path / "data_report.json", json.dumps(report, indent=1))
     trainer.fit()
 

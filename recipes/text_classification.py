@@ -14,7 +14,7 @@ import sys
 from dataclasses import dataclass, replace
 
 from tfllm.cli.finish import finish, show
-from tfllm.config import fill, parse, to_yaml
+from tfllm.config import fill, parse
 from tfllm.core.console import note
 from tfllm.core.errors import run_main
 from tfllm.core.quiet import load_tensorflow
@@ -136,10 +136,7 @@ def main(argv: list[str] | None = None, trial: Trial | None = None) -> int:
     if config.dry_run:
         return trainer.dry_run()
     if not run.resumed:
-        config = trainer.settle()
-        note(to_yaml(config))
-        run.write_start(config, files)
-        tokenizer.save(run.path / "tokenizer")
+        config = trainer.begin(files)
         report.save(run.path)
     trainer.fit()
 

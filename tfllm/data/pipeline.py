@@ -5,7 +5,7 @@ from itertools import count
 
 import numpy as np
 
-from tfllm.data.batching import BatchPlan
+from tfllm.data.batching import BatchPlan, Micro
 from tfllm.data.columns import Columns
 
 # What a task does to a gathered batch: (batch, global step, part) → batch. It must be
@@ -34,5 +34,17 @@ def batches(
     steps = count(start_step) if stop_step is None else range(start_step, stop_step)
     for step in steps:
         for part, micro in enumerate(plan.step(step)):
-            batch = columns.gather(micro, pad_values)
-            yield transform(batch, step, part) if transform else batch
+            yield make_batch(columns, micro, step, part, pad_values, transform)
+
+
+def make_batch(
+    columns: Columns,
+    micro: Micro,
+    step: int,
+    part: int,
+    pad_values: Mapping[str, float] | None = None,
+    transform: Transform | None = None,
+) -> dict[str, np.ndarray]:
+    """The batch of one `micro`, part `part` of `step`; see `batches`."""
+    batch = columns.gather(micro, pad_values)
+    return transform(batch, step, part) if transform else batch

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tfllm.data.batching import BatchPlan, Micro
 from tfllm.data.columns import Columns
-from tfllm.data.pipeline import Transform
+from tfllm.data.pipeline import Transform, make_batch
 
 
 def dataset(
@@ -40,8 +40,7 @@ def dataset(
     parts = plan.parts
 
     def make(micro: Micro, step: int, part: int) -> dict[str, np.ndarray]:
-        batch = columns.gather(micro, pad_values)
-        return transform(batch, step, part) if transform else batch
+        return make_batch(columns, micro, step, part, pad_values, transform)
 
     # An empty batch of each shape tells what all batches look like.
     first, none = plan.step(start_step)[0], np.zeros(0, np.int64)

@@ -14,7 +14,12 @@ from keras import ops
 from tfllm.core.errors import UserError
 from tfllm.layers.dropout import Dropout
 
-A, B = "lora_a", "lora_b"
+A, B = NAMES = "lora_a", "lora_b"
+
+
+def scale_of(rank: int, alpha: float | None) -> float:
+    """What `A B` is multiplied with: `alpha / rank`; without an `alpha` it is 2."""
+    return 2.0 if alpha is None else alpha / rank
 
 
 def add_adapters(
@@ -42,7 +47,7 @@ def add_adapters(
     Raises:
         UserError: A target matches no layer.
     """
-    alpha = 2 * rank if alpha is None else alpha
+    scale = scale_of(rank, alpha)
     layers = [
         layer
         for layer in model._flatten_layers()
@@ -60,7 +65,7 @@ def add_adapters(
         variable.trainable = variable.path.split("/")[0] in head
     for layer in layers:
         if any(fnmatch.fnmatchcase(layer.name, target) for target in targets):
-            _adapt(layer, rank, alpha / rank, dropout)
+            _adapt(layer, rank, scale, dropout)
 
 
 def _adapt(dense: keras.layers.Dense, rank: int, scale: float, rate: float) -> None:

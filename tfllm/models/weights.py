@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from tfllm.core.errors import UserError
-from tfllm.layers.lora import merged
+from tfllm.layers.lora import merged, scale_of
 
 
 def weights_of(model: keras.Model) -> dict[str, np.ndarray]:
@@ -65,8 +65,7 @@ def read_weights(path: str | Path, adapters: dict | None = None) -> dict:
     except (FileNotFoundError, SafetensorError) as error:
         raise UserError(f"cannot read the weights: {error}", path) from None
     if adapters:
-        alpha, rank = adapters["alpha"], adapters["rank"]
-        values = merged(values, (2 * rank if alpha is None else alpha) / rank)
+        values = merged(values, scale_of(adapters["rank"], adapters["alpha"]))
     return values
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from tfllm.core.console import note
 from tfllm.core.errors import UserError, did_you_mean
+from tfllm.layers import lora
 from tfllm.text import Tokenizer
 
 
@@ -124,7 +125,7 @@ def _from_run(path: Path) -> Start:
                     path,
                 )
         missing = [name for name in fresh if name.startswith(("block_", "token_"))]
-        if any(not name.endswith(("lora_a", "lora_b")) for name in missing):
+        if any(not name.endswith(lora.NAMES) for name in missing):
             raise UserError(f"the run lacks {', '.join(missing)}", path)
         return fresh
 
@@ -134,7 +135,7 @@ def _from_run(path: Path) -> Start:
 
 @functools.cache  # a model is made several times: tell it once
 def _tell(name: str, fresh: tuple[str, ...]) -> None:
-    adapters = [path for path in fresh if path.endswith(("lora_a", "lora_b"))]
+    adapters = [path for path in fresh if path.endswith(lora.NAMES)]
     layers = sorted({path.split("/")[0] for path in fresh if path not in adapters})
     new = ", ".join(layers + [f"{len(adapters) // 2} adapters"] * bool(adapters))
     note(f"weights from {name}; new: {new or 'nothing'}")

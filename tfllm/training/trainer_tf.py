@@ -14,6 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfllm.config import to_yaml
 from tfllm.core.console import note, table, warn
 from tfllm.core.errors import UserError
 from tfllm.data.batching import BatchPlan
@@ -123,6 +124,21 @@ class Trainer:
             self.config, precision=choice.precision, jit_compile=compiled
         )
         return self.config
+
+    def begin(self, files: list[dict]):
+        """Settles what is open and writes what a new run begins with.
+
+        Args:
+            files: `path`, `sha256` and `rows` of the data files.
+
+        Returns:
+            The configuration as `settle` leaves it.
+        """
+        config = self.settle()
+        note(to_yaml(config))
+        self.run.write_start(config, files)
+        self.task.tokenizer.save(self.run.path / "tokenizer")
+        return config
 
     def _choose(self) -> precision_tf.Choice:
         precision, compiled = self.config.precision, self.config.jit_compile

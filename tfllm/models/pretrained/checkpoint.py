@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from tfllm.core.errors import UserError
+from tfllm.layers import lora
 from tfllm.models.decoder import DecoderConfig, decoder
 from tfllm.models.encoder import encoder
 from tfllm.models.pretrained import keras_hub, presets, tensors
@@ -20,7 +21,6 @@ from tfllm.models.pretrained.tensors import Lazy
 from tfllm.text import Tokenizer
 from tfllm.text.formats import gguf_metadata
 
-ADAPTERS = ("lora_a", "lora_b")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 HEADS = {
     "masked_lm": "masked_lm_dense",
@@ -101,7 +101,7 @@ class Checkpoint:
                 continue
             body = path.startswith(("block_", "token_embedding"))
             own = not body and (tensor is None or family.is_head(tensor.name))
-            if not heads and (own or path.rpartition("/")[2] in ADAPTERS):
+            if not heads and (own or path.rpartition("/")[2] in lora.NAMES):
                 fresh.append(path)
             elif lazy is None:
                 problems.append(f"missing {tensor.name if tensor else path}")
