@@ -5,13 +5,15 @@ import sys
 from argparse import ArgumentParser
 from pathlib import Path
 
+from tfllm.cli.code import code_eval_command
 from tfllm.cli.generation import chat_command, export_decoder, generate_command
 from tfllm.core.console import note, table
 from tfllm.core.errors import UserError
 from tfllm.core.quiet import load_tensorflow
-
-__all__ = ["chat_command", "generate_command"]  # kept in a module of their own
 from tfllm.data.labels import PROBLEMS
+
+# Kept in modules of their own.
+__all__ = ["chat_command", "code_eval_command", "generate_command"]
 
 
 def ls_command(parser: ArgumentParser, argv: list[str]) -> int:

@@ -22,17 +22,18 @@ NUMBERS = {
 HELP = "/reset forgets, /system TEXT sets the role, /save FILE, /exit"
 
 
-def _add_settings(parser: ArgumentParser, **defaults) -> None:
+def add_settings(parser: ArgumentParser, **defaults) -> None:
+    """Adds the flags by which text is generated."""
     for name, (kind, about) in NUMBERS.items():
         value = defaults.get(name)
         about += "" if value is None else f" (default {value:g})"
         parser.add_argument(f"--{name}", type=kind, default=value, help=about)
     parser.add_argument("--stop", nargs="+", default=[], help="strings that end it")
-    parser.add_argument("--system", help="what the system says first, in a chat")
     parser.add_argument("--xla", action="store_true", help="compile the loop")
 
 
-def _settings(options) -> dict:
+def settings_of(options) -> dict:
+    """What `Generator.generate` takes of them."""
     values = {name: getattr(options, name) for name in NUMBERS}
     return {k: v for k, v in values.items() if v is not None} | {"stop": options.stop}
 
@@ -65,16 +66,25 @@ def generate_command(parser: ArgumentParser, argv: list[str]) -> int:
     """Prints what a model makes of texts, and nothing else."""
     parser.add_argument("model", help="run, directory, file or preset")
     parser.add_argument("text", nargs="+", help='texts to go on with; "" for none')
-    _add_settings(parser, temperature=0.0, max_new_tokens=256)
+    add_settings(parser, temperature=0.0, max_new_tokens=256)
     parser.add_argument("--beams", type=int, default=1, help="over 1: beam search")
     parser.add_argument("--length_penalty", type=float, default=1.0)
     parser.add_argument("--chat", action="store_true", help="texts are a user's turns")
+    parser.add_argument("--system", help="what the system says first, with --chat")
     parser.add_argument(
         "--truncate", action="store_true", help="cut the beginning of long texts off"
     )
+    parser.add_argument("--code", action="store_true", help="stop behind a function")
     options = parser.parse_args(argv)
     generator, template = open_generator(options.model, options.xla)
-    settings, texts = _settings(options) | {"truncate": options.truncate}, options.text
+    settings, texts = (
+        settings_of(options) | {"truncate": options.truncate},
+        options.text,
+    )
+    if options.code:
+        from tfllm.evaluation.code import STOPS
+
+        settings["stop"] = [*settings["stop"], *STOPS]
     if options.chat:
         template = template or _chatml(generator.tokenizer)
         first = _system(options.system)
@@ -95,11 +105,12 @@ def generate_command(parser: ArgumentParser, argv: list[str]) -> int:
 def chat_command(parser: ArgumentParser, argv: list[str]) -> int:
     """A dialogue in the terminal."""
     parser.add_argument("model", help="run, directory, file or preset")
-    _add_settings(parser, temperature=0.7, top_p=0.9, max_new_tokens=512, seed=0)
+    add_settings(parser, temperature=0.7, top_p=0.9, max_new_tokens=512, seed=0)
+    parser.add_argument("--system", help="what the system says first")
     options = parser.parse_args(argv)
     generator, template = open_generator(options.model, options.xla)
     template = template or _chatml(generator.tokenizer)
-    settings, person = _settings(options), sys.stdin.isatty()
+    settings, person = settings_of(options), sys.stdin.isatty()
     system, turns = _system(options.system), []
     if person:
         note(f"{options.model}: {HELP}")

@@ -16,6 +16,7 @@ COMMANDS = {
     "predict": "label texts with a finished run",
     "generate": "go on with texts: a run, directory or preset of a decoder",
     "chat": "talk with a model in the terminal",
+    "code-eval": "fill functions in and run their tests: pass@k of HumanEval",
     "export": "export a finished run or a decoder for TensorFlow Serving",
     "check": "load an export as TensorFlow Serving does and try it out",
     "explain": "which words or characters an answer rests on",
@@ -48,7 +49,7 @@ def _run(argv: list[str]) -> int:
     from tfllm.cli import commands
 
     parser = _Parser(prog=f"tfllm {name}", description=COMMANDS[name])
-    return getattr(commands, f"{name}_command")(parser, rest)
+    return getattr(commands, f"{name.replace('-', '_')}_command")(parser, rest)
 
 
 class _Parser(argparse.ArgumentParser):
