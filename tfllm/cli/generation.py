@@ -30,11 +30,14 @@ def add_settings(parser: ArgumentParser, **defaults) -> None:
         parser.add_argument(f"--{name}", type=kind, default=value, help=about)
     parser.add_argument("--stop", nargs="+", default=[], help="strings that end it")
     parser.add_argument("--xla", action="store_true", help="compile the loop")
+    parser.add_argument("--draft", help="smaller model that guesses: same text, faster")
 
 
 def settings_of(options) -> dict:
     """What `Generator.generate` takes of them."""
     values = {name: getattr(options, name) for name in NUMBERS}
+    if options.draft:
+        values["draft"], _ = open_generator(options.draft, options.xla)
     return {k: v for k, v in values.items() if v is not None} | {"stop": options.stop}
 
 

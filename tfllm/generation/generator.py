@@ -108,9 +108,8 @@ class Generator:
             ends = {tokenizer.ids.get(token) for token in ENDS} & tokenizer.special_ids
             stop_tokens = ends | {tokenizer.eos_id}
         self.stop_tokens = sorted(i for i in stop_tokens if i is not None)
-        self.engine = Engine(Network(config, model, xla), xla)
-        items = [item for item, _ in tokenizer.single.items]
-        self.prefix = items[: items.index("A")]
+        self.engine, self._drafted = Engine(Network(config, model, xla), xla), None
+        self.prefix = tokenizer.prefix
 
     @classmethod
     def load(cls, name, **options) -> "Generator":
@@ -154,6 +153,8 @@ class Generator:
         log_probabilities: bool = False,
         truncate: bool = False,
         parse_special: bool = False,
+        draft: "Generator | None" = None,
+        draft_tokens: int = 4,
     ) -> list[Generation]:
         """Goes on with texts.
 
@@ -180,18 +181,23 @@ class Generator:
             truncate: A prompt that is too long loses its beginning, not the call.
             parse_special: Whether special tokens written in a text are such. Only for
                 prompts that you rendered.
+            draft: A smaller model with the same tokenizer that guesses tokens ahead:
+                answers are the same and come faster (see `draft_tf`).
+            draft_tokens: How many it guesses at a time.
 
         Raises:
-            UserError: A prompt is longer than the model reads, or a setting is out of
-                range.
+            UserError: A prompt is longer than the model reads, a setting is out of
+                range, or the draft has another vocabulary.
         """
         settings = {k: v for k, v in locals().items() if k in OFF or k in TYPES}
         lists = {"banned": banned_tokens, "forced": forced_tokens}
-        job = self._job(texts, settings, lists, truncate, parse_special)
+        engine = self._engine(draft, draft_tokens)
+        job = self._job(engine, texts, settings, lists, truncate, parse_special)
         stop = [stop] if isinstance(stop, str) else stop
-        if beams > 1 and (log_probabilities or stop or len(forced_tokens)):
+        if beams > 1 and (log_probabilities or stop or len(forced_tokens) or draft):
             raise UserError(
-                "beam search knows no stop strings, forced tokens or log-probabilities"
+                "beam search knows no stop strings, forced tokens, log-probabilities "
+                "or drafts"
             )
         streams = [TextStream(self.tokenizer, ids, stop) for ids in job.prompts]
         if not streams:
@@ -239,10 +245,13 @@ class Generator:
         """
         lists = {k: settings.pop(f"{k}_tokens", ()) for k in ("banned", "forced")}
         flags = [settings.pop(name, False) for name in ("truncate", "parse_special")]
+        engine = self._engine(
+            settings.pop("draft", None), settings.pop("draft_tokens", 4)
+        )
         if unknown := [name for name in settings if name not in (*OFF, *TYPES)]:
             raise UserError(f"there is no setting '{unknown[0]}' for streaming")
         settings = {"max_new_tokens": 128, "seed": 0} | settings
-        job = self._job([text], settings, lists, *flags)
+        job = self._job(engine, [text], settings, lists, *flags)
         stop = [stop] if isinstance(stop, str) else stop
         return self._pieces(
             job, TextStream(self.tokenizer, job.prompts[0], stop), every
@@ -264,7 +273,7 @@ class Generator:
             texts: Strings.
             truncate: A text that is too long loses its beginning.
         """
-        job = self._job(texts, {"max_new_tokens": 0}, {}, truncate)
+        job = self._job(self.engine, texts, {"max_new_tokens": 0}, {}, truncate)
         if not texts:
             return []
         state = self.engine.start(job.tokens, 0, scored=True)
@@ -279,7 +288,31 @@ class Generator:
 
     # -- one call ---------------------------------------------------------------------
 
-    def _job(self, texts, settings, lists, truncate, parse_special=False) -> "_Job":
+    def _engine(self, draft: "Generator | None", reach: int):
+        """What runs the loop, with a draft or without."""
+        if draft is None:
+            return self.engine
+        from tfllm.generation.draft_tf import Drafted
+        from tfllm.generation.engine_tf import Engine
+
+        network, guessing = self.engine.network, draft.engine.network
+        if reach < 2:
+            raise UserError(f"draft_tokens is 2 or more, not {reach}")
+        if (
+            draft.tokenizer.tokens != self.tokenizer.tokens
+            or guessing.vocabulary_size != network.vocabulary_size
+        ):
+            raise UserError("the draft has another vocabulary", draft.source)
+        if draft.engine.xla != self.engine.xla:
+            raise UserError("model and draft are both made for XLA, or neither is")
+        made = self._drafted and self._drafted.network
+        if not made or made.draft is not guessing or made.reach != reach:
+            self._drafted = Engine(Drafted(network, guessing, reach), self.engine.xla)
+        return self._drafted
+
+    def _job(
+        self, engine, texts, settings, lists, truncate, parse_special=False
+    ) -> "_Job":
         if isinstance(texts, str):
             raise TypeError("generate takes a list of texts, not a single one")
         columns = {
@@ -317,7 +350,7 @@ class Generator:
         else:
             names -= {"top_k", "top_p", "min_p"}
         longest, space = max(map(len, prompts), default=1), max(limits, default=0)
-        count, slots, space = self.engine.rounded(len(texts) or 1, longest, int(space))
+        count, slots, space = engine.rounded(len(texts) or 1, longest, int(space))
         tokens = np.full((count, slots), -1, "int32")
         for i, row in enumerate(prompts):
             tokens[i, slots - len(row) :] = row
@@ -328,7 +361,9 @@ class Generator:
             if len(ids):
                 values[name] = self._ids(name, ids, len(texts), count)
         given = [0] * len(texts)
-        return _Job(prompts, truncated, limits, tokens, slots, space, values, given)
+        return _Job(
+            engine, prompts, truncated, limits, tokens, slots, space, values, given
+        )
 
     @property
     def first_token(self) -> int:
@@ -352,10 +387,10 @@ class Generator:
     def _rounds(self, job: "_Job", stride: int, scored: bool = False):
         """Yields all tokens (and scores) so far, at least once, until all is made."""
         ends, rows = self.stop_tokens or [-2], len(job.prompts)
-        state = self.engine.start(job.tokens, job.space)
+        state = job.engine.start(job.tokens, job.space)
         done = False
         while not done:
-            state = self.engine.advance(state, job.values, ends, stride, scored)
+            state = job.engine.advance(state, job.values, ends, stride, scored)
             made = state.history.numpy()[job.slots :, :rows].T
             scores = state.scores.numpy()[job.slots :, :rows].T.tolist()
             done = bool(state.done.numpy().all())
@@ -399,6 +434,7 @@ class Generator:
 class _Job(NamedTuple):
     """What a call is about: its rows, and how they lie in the batch."""
 
+    engine: "Engine"  # noqa: F821
     prompts: list[list[int]]
     truncated: list[int]
     limits: np.ndarray

@@ -63,6 +63,7 @@ def start(network: Network, prompts, space, scored: bool = False) -> State:
             but the first.
     """
     rows, slots = tf.unstack(tf.shape(prompts))
+    space += network.reach - 1  # slots of guesses that did not stand
     first, capacity = slots - 1, slots + space
     chunk = tf.where(first > CHUNK, CHUNK, first)
     padding = tf.reduce_sum(tf.cast(prompts < 0, tf.int32), 1)
@@ -106,7 +107,7 @@ def advance(
     scored: bool = False,
     beams: Beams | None = None,
 ) -> State:
-    """Makes up to `count` more tokens.
+    """Makes `count` more tokens, or as many as are left; a draft may make a few more.
 
     Args:
         network: The decoder.
@@ -122,52 +123,84 @@ def advance(
     """
     first, padding = state.first, state.padding
     capacity = tf.shape(state.history)[0]
-    limit = tf.minimum(state.slot + count, capacity - 1)
+    limit = tf.minimum(state.slot + count, capacity - network.reach)
     forced, limits = settings.get("forced"), settings["max_new_tokens"]
     if forced is not None:
         space = [[0, 0], [0, capacity]]
         forced = tf.transpose(tf.pad(forced, space, constant_values=-1))
 
-    def turn(slot, history, done, scores, caches, kept):
-        tokens = tf.gather(history, slot)
-        hidden, caches = network.run(
-            tokens[:, None], slot, padding, capacity, caches, single=True
-        )
-        logits, made = network.logits(hidden), slot - first
+    def adjusted(logits, history):
         logits = penalised(logits, history, first, settings)
-        if "bias" in settings:
-            logits += settings["bias"]
-        slot += 1
-        if beams is not None:
-            parents, tokens, done, kept = beams.choose(
-                logits, slot, made, history, done, kept, limits, ends
-            )
-            history = tf.gather(history, parents, axis=1)
-            caches = tuple(
-                tf.reshape(
-                    tf.gather(tf.reshape(c, [tf.size(parents), -1]), parents),
-                    tf.shape(c),
-                )
-                for c in caches
-            )
-        else:
-            tokens = chosen(logits, made, settings)
-            if forced is not None:
-                tokens = tf.where(forced[made] >= 0, forced[made], tokens)
-            if scored:
-                found = -tf.nn.sparse_softmax_cross_entropy_with_logits(tokens, logits)
-                found = tf.where(done, 0.0, found)[None]
-                scores = tf.tensor_scatter_nd_update(scores, [[slot]], found)
-            tokens = tf.where(done, -1, tokens)
-            ended = tf.reduce_any(tokens[:, None] == ends, 1)
-            done = done | ended | (made + 1 >= limits)
+        return logits + settings["bias"] if "bias" in settings else logits
+
+    def choose(logits, slot):
+        tokens = chosen(logits, slot - first, settings)
+        if forced is None:
+            return tokens
+        return tf.where(forced[slot - first] >= 0, forced[slot - first], tokens)
+
+    def keep(logits, slot, history, done, scores):
+        """Adds the next tokens."""
+        logits = adjusted(logits, history)
+        tokens, slot = choose(logits, slot), slot + 1
+        if scored:
+            found = -tf.nn.sparse_softmax_cross_entropy_with_logits(tokens, logits)
+            found = tf.where(done, 0.0, found)[None]
+            scores = tf.tensor_scatter_nd_update(scores, [[slot]], found)
+        tokens = tf.where(done, -1, tokens)
+        ended = tf.reduce_any(tokens[:, None] == ends, 1)
+        done = done | ended | (slot - first >= limits)
         history = tf.tensor_scatter_nd_update(history, [[slot]], tokens[None])
+        return slot, history, done, scores
+
+    def turn(slot, history, done, scores, caches, kept):
+        tokens = tf.gather(history, slot)[:, None]
+        hidden, caches = network.run(tokens, slot, padding, capacity, caches, True)
+        logits = network.logits(hidden)
+        if beams is None:
+            return *keep(logits, slot, history, done, scores), caches, kept
+        logits, made = adjusted(logits, history), slot - first
+        slot += 1
+        parents, tokens, done, kept = beams.choose(
+            logits, slot, made, history, done, kept, limits, ends
+        )
+        history = tf.gather(history, parents, axis=1)
+        history = tf.tensor_scatter_nd_update(history, [[slot]], tokens[None])
+        caches = tuple(
+            tf.reshape(
+                tf.gather(tf.reshape(c, [tf.size(parents), -1]), parents), tf.shape(c)
+            )
+            for c in caches
+        )
         return slot, history, done, scores, caches, kept
+
+    def round_(begin, history, done, scores, caches, kept):
+        """Several tokens: guesses that the network chooses, too, and one of its own."""
+        logits, guesses, caches = network.look_ahead(
+            history, begin, padding, capacity, caches,
+            lambda x, slot, history: choose(adjusted(x, history), slot),
+        )  # fmt: skip
+
+        def judge(slot, history, done, scores, stood):
+            here = tf.gather(logits, slot - begin, axis=1)
+            slot, history, done, scores = keep(here, slot, history, done, scores)
+            stood = tf.reduce_all(done | (history[slot] == guesses[slot]))
+            return slot, history, done, scores, stood
+
+        *made, _ = tf.while_loop(
+            lambda slot, history, done, scores, stood: (
+                stood & (slot < begin + network.reach) & ~tf.reduce_all(done)
+            ),
+            judge,
+            (begin, history, done, scores, tf.constant(True)),
+            parallel_iterations=1,
+        )
+        return *made, caches, kept
 
     done = state.done | (limits <= 0)
     slot, history, done, scores, caches, kept = tf.while_loop(
         lambda slot, history, done, *_: (slot < limit) & ~tf.reduce_all(done),
-        turn,
+        turn if network.reach == 1 else round_,
         (state.slot, state.history, done, state.scores, state.caches, state.beams),
         parallel_iterations=1,
     )

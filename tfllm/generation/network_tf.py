@@ -34,6 +34,8 @@ class Network(tf.Module):
         xla: Avoids the ops that XLA has not.
     """
 
+    reach = 1  # tokens that a turn of the loop may make; more with a draft
+
     def __init__(self, config: DecoderConfig, model: keras.Model, xla: bool = False):
         super().__init__()
         self._config, self._xla = config, xla
@@ -49,6 +51,11 @@ class Network(tf.Module):
         """Number of tokens."""
         return self._config.vocabulary_size
 
+    @property
+    def caches(self) -> int:
+        """Number of tensors of a cache: keys and values of each layer."""
+        return 2 * self._config.num_layers
+
     def refresh(self, model: keras.Model) -> None:
         """Takes the weights of a model anew, as training goes on."""
         for name, value in _packed(self._config, model):
@@ -57,13 +64,12 @@ class Network(tf.Module):
     def empty(self, rows, capacity) -> "Cache":
         """An empty cache for so many rows and slots."""
         shape = [rows * self._kv * capacity, self._size]
-        count = 2 * self._config.num_layers
         if self._xla:
-            return tuple(tf.zeros(shape) for _ in range(count))
+            return tuple(tf.zeros(shape) for _ in range(self.caches))
         # Not zeros: equal constants share one buffer, and it is written into.
         return tuple(
             tf.raw_ops.Empty(shape=shape, dtype=tf.float32, init=True)
-            for _ in range(count)
+            for _ in range(self.caches)
         )
 
     def run(self, tokens, start, padding, capacity, caches, single: bool = False):
