@@ -220,6 +220,13 @@ def _check(field: dataclasses.Field, value) -> None:
             raise ValueError(f"must be at most {high}, got {one}")
 
 
+def refuse(config, *names: str) -> None:
+    """Raises a `UserError` where a flag is set that a recipe shares and cannot use."""
+    for name in names:
+        if getattr(config, name):
+            raise UserError(f"--{name} is not for this recipe", fix="Leave it out")
+
+
 def fill(config: T, defaults: dict) -> T:
     """A copy in which the fields that are `None` take what `defaults` gives."""
     names = {field.name for field in dataclasses.fields(config)}

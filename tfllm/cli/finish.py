@@ -1,5 +1,7 @@
 """The end of every recipe: results, model card, export, the next commands."""
 
+import json
+
 from tfllm.core.console import note, table
 from tfllm.evaluation.report import results_table
 from tfllm.training.model_card import write_model_card
@@ -22,7 +24,8 @@ def finish(run: RunDirectory, config, opened, results: dict, files: list[dict]) 
     path = run.path
     count = sum(int(v.numpy().size) for v in opened.model.weights)
     task = opened.task
-    name = getattr(config, "model", None) or f"encoder, {config.size}"
+    kind = getattr(config, "architecture", "encoder")
+    name = getattr(config, "model", None) or f"{kind}, {config.size}"
     facts = {"architecture": name, "parameters": f"{count:,}"}
     if labels := getattr(task, "labels", None):
         facts["labels"] = ", ".join(labels[:20]) + (" …" * (len(labels) > 20))
@@ -38,7 +41,7 @@ def finish(run: RunDirectory, config, opened, results: dict, files: list[dict]) 
         },
         files=files,
         results=results,
-        commands=[f'tfllm predict {path} --text "…"', f"tfllm export {path}"],
+        commands=[_use(path), f"tfllm export {path}"],
     )
     exported = None
     if config.export:
@@ -54,9 +57,20 @@ def show(run: RunDirectory, exported=None) -> int:
     table("Results", *results_table(run.results()))
     commands = [
         f"tensorboard --logdir {run.path}",
-        f'tfllm predict {run.path} --text "…"',
+        _use(run.path),
         f"tfllm check {exported}" if exported else f"tfllm export {run.path}",
     ]
     note(f"Run: {run.path}  (report: {run.path}/eval/report.md)")
     note("Next:\n" + "\n".join(f"  {command}" for command in commands))
     return 0
+
+
+def _use(path) -> str:
+    """The command that tries a run out."""
+    results = json.loads((path / "eval" / "results.json").read_text("utf-8"))
+    commands = {
+        "causal_lm": f'tfllm generate {path} "…"',
+        "chat": f"tfllm chat {path}",
+        "preference": f"tfllm chat {path}",
+    }
+    return commands.get(results["task"], f'tfllm predict {path} --text "…"')

@@ -30,6 +30,14 @@ from tfllm.text import Tokenizer
 BLOCK = 256  # documents encoded at a time
 SPLITS = ("train", "validation", "test")
 SUFFIXES = (".txt", ".jsonl", ".json")
+# Of files that are documents as they stand, code among them.
+WHOLE = (
+    *SUFFIXES,
+    *".md .rst .tex .html .css .csv .py .pyi .c .h .cc .cpp .hpp".split(),
+)
+WHOLE += tuple(".java .js .ts .go .rs .rb .php .cs .kt .swift .sh .sql .lua .r".split())
+FEW = 20  # files from which each gives a part to validation and test
+PIECE = 50_000  # characters
 MOST_BAD = 5  # rows of a file that are no documents, and one in a hundred
 MOST_UNKNOWN = 0.02
 # Held out for validation, and again for the test, where no file is named: this share of
@@ -96,12 +104,16 @@ class CorpusFlags:
     )
 
 
-def load_documents(flags: CorpusFlags, sample: str) -> dict[str, "Documents"]:
+def load_documents(
+    flags: CorpusFlags, sample: str, whole: bool = False
+) -> dict[str, "Documents"]:
     """Finds the text of `train`, `validation` and `test`.
 
     Args:
         flags: Files and limits.
         sample: Name of the sample that stands in when no file is given.
+        whole: A file of plain text is one document, empty lines and all. Of few such
+            files the ends are held out, of many some files.
 
     Raises:
         UserError: There is no such file.
@@ -117,14 +129,16 @@ def load_documents(flags: CorpusFlags, sample: str) -> dict[str, "Documents"]:
             k: Documents(texts=texts[k], limit=limit[k], name=f"{sample}/{k}")
             for k in SPLITS
         }
-    options = {"column": flags.text_column}
-    files = find_files(flags.train_file)
+    options = {"column": flags.text_column, "whole": whole}
+    suffixes = WHOLE if whole else SUFFIXES
+    files = find_files(flags.train_file, suffixes)
     size = sum(file.stat().st_size for file in files)
     share = flags.validation_share or min(SHARE, MOST_HELD_OUT / max(1, size))
     found, low = {}, 0.0
     for name in ("validation", "test"):
         if named := getattr(flags, f"{name}_file"):
-            found[name] = Documents(find_files(named), limit=limit[name], **options)
+            paths = find_files(named, suffixes)
+            found[name] = Documents(paths, limit=limit[name], **options)
         else:
             found[name] = Documents(
                 files, low=low, high=low + share, limit=limit[name], **options
@@ -147,6 +161,8 @@ class Documents:
         limit: Takes so many at most.
         name: What the texts are called in reports when there are no files.
         column: Key of the text in JSON lines.
+        whole: A file of plain text is one document; where there are few of them,
+            `low` and `high` are places in each, counted from its end.
     """
 
     files: Sequence[Path] = ()
@@ -156,6 +172,7 @@ class Documents:
     limit: int | None = None
     name: str = ""
     column: str = "text"
+    whole: bool = False
 
     @functools.cached_property
     def hashes(self) -> list[str]:
@@ -169,16 +186,22 @@ class Documents:
 
     def _all(self) -> Iterator[str]:
         every = self.low <= 0.0 and self.high >= 1.0
-        files = (read_documents(path, self.column) for path in self.files)
+        options = {"column": self.column, "whole": self.whole}
+        files = (read_documents(path, **options) for path in self.files)
         parts = [self.texts, *files]
         for text in (text for part in parts for text in part):
-            if every or self.low <= _place(text) < self.high:
+            if isinstance(text, _Whole) and len(self.files) < FEW and not every:
+                cuts = (text.line(1 - place) for place in (self.high, self.low))
+                if part := text[slice(*cuts)]:
+                    yield part
+            elif every or self.low <= _place(text) < self.high:
                 yield text
 
     @property
     def key(self) -> list:
         """What the texts depend on, as JSON."""
-        return [self.hashes, self.low, self.high, self.limit, self.column]
+        parts = [self.hashes, self.low, self.high, self.limit, self.column]
+        return [*parts, *["whole"] * self.whole]
 
     def sources(self) -> list[dict]:
         """`path` and `sha256` of each file, for reports."""
@@ -194,10 +217,29 @@ class Documents:
         share = characters / max(1.0, size)
         if share >= 1 or not self.files:
             return list(self)
-        return [text for text in self if _place(text, "sample") < share]
+        texts = (piece for text in self for piece in pieces(text))
+        return [text for text in texts if _place(text, "sample") < share]
 
 
-def find_files(paths: Iterable[str]) -> list[Path]:
+class _Whole(str):
+    """A file of plain text."""
+
+    def line(self, share: float) -> int:
+        """Where the line begins that holds this share of the text."""
+        place = round(share * len(self))
+        return place if place == len(self) else self.rfind("\n", 0, place) + 1 or place
+
+
+def pieces(text: str) -> list[str]:
+    """A text cut at ends of lines, where there are, into pieces of moderate size."""
+    cuts = [0]
+    while len(text) - cuts[-1] > PIECE:
+        end = cuts[-1] + PIECE
+        cuts.append(text.rfind("\n", cuts[-1], end) + 1 or end)
+    return [text[a:b] for a, b in zip(cuts, [*cuts[1:], len(text)], strict=True)]
+
+
+def find_files(paths: Iterable[str], suffixes: tuple = SUFFIXES) -> list[Path]:
     """The text files that paths, globs and folders name, in order.
 
     Raises:
@@ -210,16 +252,18 @@ def find_files(paths: Iterable[str]) -> list[Path]:
             inside = sorted(
                 file
                 for file in path.rglob("*")
-                if file.is_file() and file.name.removesuffix(".gz").endswith(SUFFIXES)
+                if file.is_file() and file.name.removesuffix(".gz").endswith(suffixes)
             )
             if not inside:
-                fix = f"It should hold files that end in {', '.join(SUFFIXES)}"
+                fix = f"It should hold files that end in {', '.join(suffixes)}"
                 raise UserError("there is no text in the folder", path, fix)
         found |= dict.fromkeys(inside)
     return list(found)
 
 
-def read_documents(path: Path, column: str = "text") -> Iterator[str]:
+def read_documents(
+    path: Path, column: str = "text", whole: bool = False
+) -> Iterator[str]:
     """The documents of a file, one after another.
 
     Plain text, where an empty line ends a document, or JSON lines `{"text": …}`, a
@@ -228,6 +272,7 @@ def read_documents(path: Path, column: str = "text") -> Iterator[str]:
     Args:
         path: The file.
         column: Key of the text in JSON lines.
+        whole: A file of plain text is one document.
 
     Raises:
         UserError: The file cannot be read, is no text, or has many bad rows.
@@ -240,8 +285,14 @@ def read_documents(path: Path, column: str = "text") -> Iterator[str]:
             head = file.read(1 << 16)
         encoding = encoding_of(head.rpartition(b"\n")[0] or head, path)
         with opened(path, "rt", encoding=encoding, errors="replace") as lines:
-            if re.match(r'\s*(\{\s*"|\[\s*\{)', head.decode(encoding, "replace")):
+            start = head.decode(encoding, "replace")
+            json_rows = re.match(r'\s*(\{\s*"|\[\s*\{)', start)
+            # A file of settings is a document too.
+            named = f'"{column}"' in start.lstrip().partition("\n")[0]
+            if json_rows and (named or not whole):
                 yield from _json_documents(path, lines, column)
+            elif whole:
+                yield _Whole(lines.read().removeprefix("\ufeff"))
             else:
                 yield from _plain_documents(lines)
     except (OSError, EOFError, zlib.error) as error:

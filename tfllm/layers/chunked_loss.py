@@ -9,7 +9,9 @@ back; what is kept is one number a token.
 from keras import ops
 
 
-def chunked_cross_entropy(hidden, matrix, targets, bias=None, chunk_size=256):
+def chunked_cross_entropy(
+    hidden, matrix, targets, bias=None, chunk_size=256, wanted=None, frozen=False
+):
     """Losses of next tokens, in nats.
 
     Args:
@@ -20,6 +22,9 @@ def chunked_cross_entropy(hidden, matrix, targets, bias=None, chunk_size=256):
             and the loss is to be masked.
         bias: `[vocabulary]` or `None`.
         chunk_size: Tokens whose logits exist at one time.
+        wanted: bool `[…]`, where there is a target. Elsewhere the loss is 0 and costs
+            nothing: tokens with a target are put together first.
+        frozen: The matrix and the bias get no gradient, and none is computed.
 
     Returns:
         float32 `[…]`.
@@ -30,17 +35,31 @@ def chunked_cross_entropy(hidden, matrix, targets, bias=None, chunk_size=256):
     targets = ops.cast(ops.reshape(targets, (-1,)), "int32")
     count = ops.shape(targets)[0]
     chunks = (count + chunk_size - 1) // chunk_size
+    used = chunks
+    if wanted is not None:
+        real = ops.cast(ops.reshape(wanted, (-1,)), "int32")
+        total = ops.sum(real)
+        places = ops.where(
+            real > 0, ops.cumsum(real) - 1, total - 1 + ops.cumsum(1 - real)
+        )
+        order = ops.argsort(places)
+        flat, targets = ops.take(flat, order, axis=0), ops.take(targets, order)
+        used = (total + chunk_size - 1) // chunk_size
     missing = chunks * chunk_size - count
     flat = ops.reshape(ops.pad(flat, [[0, missing], [0, 0]]), (-1, chunk_size, size))
     targets = ops.reshape(ops.pad(targets, [[0, missing]]), (-1, chunk_size))
     matrix = ops.convert_to_tensor(matrix)
     if bias is None:
         bias = ops.zeros((matrix.shape[0],), "float32")
-    losses = _losses(flat, matrix, ops.convert_to_tensor(bias), targets)
-    return ops.reshape(ops.reshape(losses, (-1,))[:count], shape)
+    bias = ops.convert_to_tensor(bias)
+    losses = _losses(flat, matrix, bias, targets, used, frozen)
+    losses = ops.reshape(losses, (-1,))[:count]
+    if wanted is not None:
+        losses = ops.take(losses, places) * ops.cast(real, "float32")
+    return ops.reshape(losses, shape)
 
 
-def _losses(hidden, matrix, bias, targets):
+def _losses(hidden, matrix, bias, targets, used, frozen):
     vocabulary = matrix.shape[0]
 
     def logits_of(part, weights, bias):
@@ -50,8 +69,6 @@ def _losses(hidden, matrix, bias, targets):
     @ops.custom_gradient
     def run(hidden, matrix, bias):
         weights = ops.cast(matrix, hidden.dtype)
-
-        chunks = ops.shape(hidden)[0]
 
         def forward(i, losses):
             i = _after(losses[0, 0], i)
@@ -64,27 +81,24 @@ def _losses(hidden, matrix, bias, targets):
             upstream = args[0] if upstream is None else upstream
 
             def backward(i, sums):
-                moved, matrix_sum, bias_sum = sums
-                i = _after(matrix_sum[0, 0], i)
+                moved, *rest = sums
+                i = _after(moved[0, 0, 0] if frozen else rest[0][0, 0], i)
                 part = hidden[i]
                 shares = ops.softmax(logits_of(part, weights, bias), axis=-1)
                 shares -= ops.one_hot(targets[i], vocabulary, dtype="float32")
                 shares *= upstream[i][:, None]
                 low = ops.cast(shares, part.dtype)
                 back = ops.matmul(low, weights)[None]
+                moved = ops.slice_update(moved, (i, 0, 0), back)
+                if frozen:
+                    return (moved,)
                 down = ops.cast(ops.matmul(ops.transpose(low), part), "float32")
-                return (
-                    ops.slice_update(moved, (i, 0, 0), back),
-                    matrix_sum + down,
-                    bias_sum + ops.sum(shares, axis=0),
-                )
+                return moved, rest[0] + down, rest[1] + ops.sum(shares, axis=0)
 
-            start = (
-                ops.zeros_like(hidden),
-                ops.zeros(matrix.shape, "float32"),
-                ops.zeros(bias.shape, "float32"),
-            )
-            moved, *sums = ops.fori_loop(0, chunks, backward, start)
+            zeros = [ops.zeros(x.shape, "float32") for x in (matrix, bias)]
+            start = (ops.zeros_like(hidden), *([] if frozen else zeros))
+            moved, *sums = ops.fori_loop(0, used, backward, start)
+            sums = sums or zeros
             return (
                 moved,
                 ops.cast(sums[0], matrix.dtype),
@@ -92,7 +106,7 @@ def _losses(hidden, matrix, bias, targets):
             )
 
         losses = ops.zeros(ops.shape(targets), "float32")
-        return ops.fori_loop(0, chunks, forward, losses), gradient
+        return ops.fori_loop(0, used, forward, losses), gradient
 
     return run(hidden, matrix, bias)
 

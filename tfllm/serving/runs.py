@@ -40,6 +40,8 @@ def export_run(
         rows = [json.loads(line) for line, _ in zip(file, range(SAMPLES), strict=False)]
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     task = run.task
+    if hasattr(task, "decoder"):
+        return _export_decoder(run, name, directory, results)
     served, signatures, answer = _SERVED[task.name](run)
     return export(
         signatures,
@@ -64,6 +66,21 @@ def export_run(
             "run": str(run.path),
             "test": results["test"],
         },
+    )
+
+
+def _export_decoder(run: Run, name: str, directory, results: dict) -> Path:
+    from tfllm.generation.generator import Generator
+    from tfllm.serving.decoder_export import export_generator
+    from tfllm.text.chat import ChatTemplate
+
+    task = run.task
+    return export_generator(
+        Generator(run.model, task.decoder, task.tokenizer),
+        name,
+        directory,
+        chat=ChatTemplate.find(run.path / "tokenizer", task.tokenizer),
+        about={"run": str(run.path), "test": results["test"]},
     )
 
 

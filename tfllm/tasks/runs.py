@@ -1,10 +1,13 @@
 """A finished run, opened again: its task, its model, its tokenizer."""
 
 import json
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tfllm.core.errors import UserError
+
+DECODERS = {"causal_lm": "CausalLM", "chat": "Chat", "preference": "Preference"}
 
 
 class Run(NamedTuple):
@@ -42,7 +45,7 @@ def load_run(path: str | Path) -> Run:
 
     config = json.loads((best / "config.json").read_text(encoding="utf-8"))
     tokenizer = Tokenizer.load(path / "tokenizer")
-    adapters = (config.get("model") or {}).pop("lora", None)
+    adapters = (config.get("model") or config).pop("lora", None)
     task = _task_class(config["task"], best).from_config(config, tokenizer)
     model = task.build_model("float32")
     load_weights(model, best / "model.safetensors", adapters)
@@ -59,4 +62,6 @@ def _task_class(name: str, where: Path):
         from tfllm.tasks.masked_lm import MaskedLM
 
         return MaskedLM
+    if name in DECODERS:
+        return getattr(import_module(f"tfllm.tasks.{name}"), DECODERS[name])
     raise UserError(f"unknown task '{name}'", where, "Update tfllm")

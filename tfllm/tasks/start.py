@@ -12,15 +12,18 @@ from tfllm.core.errors import UserError, did_you_mean
 from tfllm.layers import lora
 from tfllm.text import Tokenizer
 
+WANTED = {"encoder": "an encoder", "decoder": "a decoder"}
+
 
 @dataclass
 class Start:
-    """An encoder to go on from.
+    """A model to go on from.
 
     Attributes:
         name: What `--model` said.
-        config: Its `EncoderConfig`.
+        config: Its `EncoderConfig` or `DecoderConfig`.
         tokenizer: Its tokenizer.
+        source: Where that lies, and perhaps a chat template.
         labels: Names of its classes, if it is a classifier.
         pour: Fills a model whose layers have the same names; returns the paths of the
             weights that have no counterpart and keep what they had.
@@ -29,10 +32,11 @@ class Start:
     name: str
     config: Any
     tokenizer: Tokenizer
+    source: Path
     labels: list[str] | None
     pour: Callable[[Any], list[str]]
 
-    def fill(self, model, labels: list[str]) -> None:
+    def fill(self, model, labels: list[str] | None = None) -> None:
         """Pours the weights in; the head only where it speaks of the same labels."""
         head = [v for v in model.weights if v.path.startswith("logits/")]
         before = [v.numpy() for v in head]
@@ -44,22 +48,23 @@ class Start:
         _tell(self.name, tuple(fresh))
 
 
-def start_from(config, architectures: list[str]) -> Start | None:
+def start_from(config, architectures: list[str], kind="encoder") -> Start | None:
     """Opens what `--model` names; None if it names an architecture.
 
     Args:
         config: Flags; `model` is one of `architectures`, a run directory, or what
             `models.pretrained.open_checkpoint` takes.
         architectures: What begins from scratch.
+        kind: What is wanted, an `encoder` or a `decoder`.
 
     Raises:
-        UserError: There is nothing of that name, it is not an encoder, or flags choose
+        UserError: There is nothing of that name, it is of another kind, or flags choose
             what it brings along, or what only fine-tuning has.
     """
     name = config.model
     if name in architectures:
         for flag in ("lora_rank", "unfreeze_epochs"):
-            if getattr(config, flag):
+            if getattr(config, flag, None):
                 raise UserError(
                     f"--{flag} is for a model that was trained before",
                     fix="Name a checkpoint, a preset or a run with --model",
@@ -69,10 +74,10 @@ def start_from(config, architectures: list[str]) -> Start | None:
     from tfllm.models.pretrained import open_checkpoint, presets
 
     for flag in ("tokenizer", "vocabulary_size", "word_vectors"):
-        if getattr(config, flag):
+        if getattr(config, flag, None):
             raise UserError(f"--{flag} does not go with --model {name}, which has one")
     if (Path(name) / "config.yaml").exists():
-        return _from_run(Path(name))
+        return _from_run(Path(name), kind)
     if not Path(name).exists() and "/" not in name and name not in presets.NAMES:
         known = [*architectures, *presets.NAMES]
         raise UserError(
@@ -81,19 +86,22 @@ def start_from(config, architectures: list[str]) -> Start | None:
             or f"Name a directory, or one of {', '.join(known)}",
         )
     checkpoint = open_checkpoint(name)
-    if not isinstance(checkpoint.config, EncoderConfig):
+    if isinstance(checkpoint.config, EncoderConfig) != (kind == "encoder"):
+        does = "reads" if kind == "decoder" else "writes"
         raise UserError(
-            f"a {checkpoint.family} model writes text; labels want an encoder", name
+            f"a {checkpoint.family} model {does} text; this wants {WANTED[kind]}", name
         )
 
     def pour(model):
         return checkpoint.fill(model, heads=False)["fresh"]
 
     tokenizer = checkpoint.tokenizer()
-    return Start(name, checkpoint.config, tokenizer, checkpoint.labels, pour)
+    rest = checkpoint.source, checkpoint.labels, pour
+    return Start(name, checkpoint.config, tokenizer, *rest)
 
 
-def _from_run(path: Path) -> Start:
+def _from_run(path: Path, kind: str) -> Start:
+    from tfllm.models.decoder import DecoderConfig
     from tfllm.models.encoder import EncoderConfig
     from tfllm.models.weights import read_weights
 
@@ -102,14 +110,13 @@ def _from_run(path: Path) -> Start:
         settings = json.loads((best / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError("the run has no best checkpoint yet", path) from None
-    shape = settings.get("encoder") or settings.get("model", {}).get("encoder")
+    inner = settings.get("model", {})
+    shape, adapters = (settings.get(n) or inner.get(n) for n in (kind, "lora"))
     if shape is None:
-        raise UserError("the run did not train an encoder", path)
+        raise UserError(f"the run did not train {WANTED[kind]}", path)
 
     def pour(model):
-        values = read_weights(
-            best / "model.safetensors", settings.get("model", {}).get("lora")
-        )
+        values = read_weights(best / "model.safetensors", adapters)
         fresh = []
         for variable in model.weights:
             array = values.get(variable.path)
@@ -129,8 +136,9 @@ def _from_run(path: Path) -> Start:
             raise UserError(f"the run lacks {', '.join(missing)}", path)
         return fresh
 
-    tokenizer, labels = Tokenizer.load(path / "tokenizer"), settings.get("labels")
-    return Start(str(path), EncoderConfig(**shape), tokenizer, labels, pour)
+    config = {"encoder": EncoderConfig, "decoder": DecoderConfig}[kind](**shape)
+    source, labels = path / "tokenizer", settings.get("labels")
+    return Start(str(path), config, Tokenizer.load(source), source, labels, pour)
 
 
 @functools.cache  # a model is made several times: tell it once

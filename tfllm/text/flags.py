@@ -9,6 +9,7 @@ from tfllm.config import flag
 from tfllm.text.cleaning import Cleaning
 from tfllm.text.scripts import CJK, HANGUL
 from tfllm.text.tokenizer import KINDS, Tokenizer
+from tfllm.text.training import SPECIAL
 
 ASIAN = re.compile(f"[{CJK}{HANGUL}]")
 LETTER = re.compile(r"\w")
@@ -19,7 +20,8 @@ class TextFlags:
     """How text is cleaned and cut into tokens."""
 
     tokenizer: str | None = flag(
-        None, f"{', '.join(KINDS)}, or a file or directory; by language when absent"
+        None,
+        f"{', '.join(KINDS)}, bytes, or a file or directory; by language when absent",
     )
     vocabulary_size: int | None = flag(None, "largest number of tokens", minimum=10)
     max_length: int | None = flag(
@@ -53,9 +55,13 @@ def tokenizer_for(flags: TextFlags, texts: Sequence[str], **defaults) -> Tokeniz
         flags: What the user chose.
         texts: The training texts.
         **defaults: `tokenizer`, `vocabulary_size`, `lowercase`, `min_frequency` for
-            what the flags leave open.
+            what the flags leave open; `special_tokens`.
     """
     kind = flags.tokenizer or defaults["tokenizer"]
+    size = flags.vocabulary_size or defaults.get("vocabulary_size", 30_000)
+    special = defaults.get("special_tokens")
+    if kind == "bytes":  # byte-level BPE that merges nothing
+        kind, size = "bpe", 256 + len(special or SPECIAL)
     if kind not in KINDS:
         return Tokenizer.load(kind)
     cleaning = Cleaning(
@@ -68,8 +74,9 @@ def tokenizer_for(flags: TextFlags, texts: Sequence[str], **defaults) -> Tokeniz
     return Tokenizer.train(
         texts,
         kind,
-        flags.vocabulary_size or defaults.get("vocabulary_size", 30_000),
+        size,
         min_frequency=defaults.get("min_frequency", 1),
+        special_tokens=special,
         cleaning=cleaning,
         progress=True,
         **options,

@@ -140,6 +140,12 @@ class Tokenizer:
     def _plain_ids(self) -> dict[str, int]:
         return {token: token_id for token_id, token in enumerate(self.tokens)}
 
+    @functools.cached_property
+    def prefix(self) -> list[int]:
+        """Ids that the template puts before a text."""
+        items = [item for item, _ in self.single.items]
+        return items[: items.index("A")]
+
     pad_id = property(lambda self: self.ids.get(self.roles["pad"]))
     unk_id = property(lambda self: self.ids.get(self.roles["unk"]))
     cls_id = property(lambda self: self.ids.get(self.roles["cls"]))
