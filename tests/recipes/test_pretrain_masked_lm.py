@@ -2,16 +2,13 @@
 
 import json
 import os
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.recipes.test_text_classification import weights
+from tests.recipes.kills import assert_kills_change_nothing
 from tests.tasks.stories import stories
 from tfllm.cli.main import main as tfllm
 from tfllm.serving.c_api import Process
@@ -179,28 +176,7 @@ def test_bad_input_is_told(work, recipe, capsys):
 
 def test_killed_and_resumed_equals_uninterrupted(work, recipe, root):
     arguments = ["--train_file", "texts", *FAST, "--copies", 1, "--max_steps", 40]
-    arguments += ["--save_minutes", 0, "--no_export", "--batch_size", 8]
+    arguments += ["--batch_size", 8]
     arguments += ["--gradient_accumulation_steps", 2, "--eval_steps", 20]
-    whole, killed = work / "runs" / "whole", work / "runs" / "killed"
-    assert recipe("pretrain_masked_lm", *arguments, "--output_dir", whole) == 0
-    command = [sys.executable, root / "recipes/pretrain_masked_lm.py", *arguments]
-    command = [str(word) for word in [*command, "--output_dir", killed]]
-    environment = os.environ | {"PYTHONPATH": str(root)}
-    process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    while process.poll() is None and not list(killed.glob("checkpoints/step-*")):
-        time.sleep(0.01)
-    process.kill()
-    assert process.wait() != 0, "the run ended before it was killed"
-    final = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert final.returncode == 0, final.stderr
-    assert "goes on from" in final.stdout
-    expected, found = weights(whole), weights(killed)
-    assert set(expected) == set(found)
-    for name in expected:
-        assert expected[name].tobytes() == found[name].tobytes(), name
-    results = [
-        json.loads((r / "eval/results.json").read_text()) for r in (whole, killed)
-    ]
-    assert results[0]["test"]["metrics"] == results[1]["test"]["metrics"]
+    name, folder = "pretrain_masked_lm", work / "runs/kills"
+    assert_kills_change_nothing(recipe, root, name, arguments, folder)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from tests.recipes.kills import assert_kills_change_nothing
 from tfllm.cli.main import main as tfllm
 from tfllm.serving.c_api import Process
 
@@ -222,15 +223,6 @@ def test_pairs_train_and_export(work, recipe):
     assert list(answer["label"]) == [row["prediction"] for row in rows]
 
 
-def weights(run):
-    """All that training leaves: the last checkpoint's arrays and the best one's."""
-    last = max(run.glob("checkpoints/step-*"))
-    arrays = load_file(last / "model.safetensors")
-    arrays |= load_file(last / "training.safetensors")
-    best = load_file(run / "checkpoints/best/model.safetensors")
-    return arrays | {f"best/{name}": array for name, array in best.items()}
-
-
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["lstm", "lora"])
 def test_killed_and_resumed_equals_uninterrupted(
@@ -244,47 +236,11 @@ def test_killed_and_resumed_equals_uninterrupted(
     else:
         arguments = [*files(toy), *FAST, "--model", "lstm", "--hidden_size", 8]
         arguments += ["--epochs", 6, "--patience", 100]
-    arguments += ["--save_minutes", 0, "--no_export", "--ema_decay", 0.9]
-    arguments += ["--gradient_accumulation_steps", 2, "--batch_size", 4]
-    whole, killed = (
-        work / "runs" / f"whole{kind}{kills}",
-        work / "runs" / f"killed{kind}{kills}",
+    arguments += ["--ema_decay", 0.9, "--gradient_accumulation_steps", 2]
+    arguments += ["--batch_size", 4]
+    killed = assert_kills_change_nothing(
+        *(recipe, root, "text_classification", arguments, work / "runs" / kind, kills)
     )
-    assert recipe("text_classification", *arguments, "--output_dir", whole) == 0
-    command = [sys.executable, root / "recipes/text_classification.py", *arguments]
-    command = [str(word) for word in [*command, "--output_dir", killed]]
-    environment = os.environ | {"PYTHONPATH": str(root)}
-    pick, done = random.Random(kills), 0
-    for _ in range(kills * 3):
-        process = subprocess.Popen(
-            command,
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        before = steps_written(killed)
-        while process.poll() is None and steps_written(killed) == before:
-            time.sleep(0.01)
-        time.sleep(pick.random() * 0.4)
-        if process.poll() is not None:
-            break
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        done += 1
-        if done == kills:
-            break
-    assert done >= min(kills, 2), "the run ended before it was killed"
-    final = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert final.returncode == 0, final.stderr
-    assert done == 0 or "goes on from" in final.stdout
-    expected, found = weights(whole), weights(killed)
-    assert set(expected) == set(found)
-    for name in expected:
-        assert expected[name].tobytes() == found[name].tobytes(), name
-    results = [
-        json.loads((r / "eval/results.json").read_text()) for r in (whole, killed)
-    ]
-    assert results[0]["test"]["metrics"] == results[1]["test"]["metrics"]
     logged = [json.loads(line) for line in open(killed / "metrics.jsonl")]
     numbers = [row["step"] for row in logged if "loss" in row]
     assert numbers == sorted(set(numbers))
@@ -305,12 +261,6 @@ def test_gradient_checkpointing_gives_the_same_weights(work, toy, recipe):
         found.append(load_file(path / "checkpoints/step-000004/model.safetensors"))
     for name, value in found[0].items():
         np.testing.assert_allclose(value, found[1][name], atol=2e-5, err_msg=name)
-
-
-def steps_written(run) -> str:
-    """Every checkpoint that has been there so far changes this."""
-    found = sorted(path.name for path in run.glob("checkpoints/step-*"))
-    return found[-1] if found else ""
 
 
 def test_ctrl_c_leaves_a_checkpoint_and_130(work, toy, root):

@@ -31,11 +31,10 @@ BLOCK = 256  # documents encoded at a time
 SPLITS = ("train", "validation", "test")
 SUFFIXES = (".txt", ".jsonl", ".json")
 # Of files that are documents as they stand, code among them.
-WHOLE = (
-    *SUFFIXES,
-    *".md .rst .tex .html .css .csv .py .pyi .c .h .cc .cpp .hpp".split(),
+_TEXT = "txt jsonl json md rst tex html css csv py pyi c h cc cpp hpp java js ts go rs"
+WHOLE = tuple(
+    f".{kind}" for kind in (_TEXT + " rb php cs kt swift sh sql lua r").split()
 )
-WHOLE += tuple(".java .js .ts .go .rs .rb .php .cs .kt .swift .sh .sql .lua .r".split())
 FEW = 20  # files from which each gives a part to validation and test
 PIECE = 50_000  # characters
 MOST_BAD = 5  # rows of a file that are no documents, and one in a hundred

@@ -25,7 +25,7 @@ class Stream(NamedTuple):
     """Encoded text, memory-mapped.
 
     Attributes:
-        token_ids: uint16 or int32 [tokens], an end token first and behind each document.
+        token_ids: uint16 or int32 [tokens]: an end token, documents with one behind.
         documents: How many there are.
         bytes: Of their text in UTF-8.
         unknown: Tokens that the vocabulary has not.
@@ -143,7 +143,7 @@ class BlockColumns:
         return batch
 
     def examples(self, tokenizer: Tokenizer, count: int, prompt: int) -> list[dict]:
-        """Rows, evenly chosen, as `text`, their first tokens, and `target`, the rest."""
+        """Rows, evenly chosen: `text`, their first tokens, and `target`, the rest."""
         full = np.flatnonzero(self.lengths == self.lengths.max())
         chosen = full[np.linspace(0, len(full) - 1, min(count, len(full)), dtype=int)]
         rows = [

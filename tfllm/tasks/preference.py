@@ -126,9 +126,7 @@ class Preference(CausalLM):
             "reward_margin": margin.mean(),
         }
 
-    def refer(
-        self, start: keras.Model | None, columns: Mapping[str, PairedColumns]
-    ) -> None:
+    def refer(self, start: keras.Model, columns: Mapping[str, PairedColumns]) -> None:
         """Fills `reference` with what the model thinks before it is trained."""
         for part in columns.values():
             part.reference[:] = self.scores(start, part)[-2:]

@@ -36,6 +36,11 @@ class Start:
     labels: list[str] | None
     pour: Callable[[Any], list[str]]
 
+    @property
+    def is_run(self) -> bool:
+        """Whether it is a run of one's own."""
+        return (Path(self.name) / "config.yaml").exists()
+
     def fill(self, model, labels: list[str] | None = None) -> None:
         """Pours the weights in; the head only where it speaks of the same labels."""
         head = [v for v in model.weights if v.path.startswith("logits/")]

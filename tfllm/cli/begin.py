@@ -1,0 +1,69 @@
+"""The beginning of recipes that train a decoder on conversations."""
+
+from dataclasses import dataclass, replace
+
+from tfllm.config import fill, flag
+from tfllm.core.console import note
+from tfllm.core.quiet import load_tensorflow
+from tfllm.data.chats import template_for
+
+RANK = 16  # of the adapters of a model that others trained
+DEFAULTS = {
+    "max_length": 512,
+    "epochs": 1,
+    "batch_size": 4,
+    "optimizer": "adamw",
+    "schedule": "cosine",
+    "warmup_ratio": 0.1,
+    "weight_decay": 0.0,
+    "ema_decay": 0.0,
+    "label_smoothing": 0.0,
+    "dropout": 0.0,
+}
+
+
+@dataclass
+class ChatFlags:
+    """Which model goes on, and how much of it."""
+
+    model: str = flag(
+        "smollm2-135m-instruct", "a preset, a directory or a run of one's own"
+    )
+    max_length: int | None = flag(None, "longest conversation in tokens", minimum=8)
+    lora_rank: int | None = flag(
+        None,
+        f"of low-rank adapters, 0 to train all weights; {RANK} but for a run's model",
+        minimum=0,
+    )
+
+
+def begin_chat(config, adapter_rate: float, full_rate: float):
+    """Opens the decoder that `--model` names and settles what the flags left open.
+
+    Args:
+        config: Flags, `ChatFlags` and `FineTuningFlags` among them.
+        adapter_rate: Learning rate of adapters.
+        full_rate: Learning rate of all weights.
+
+    Returns:
+        The `Start`, its chat template, the configuration, and what the tasks
+        `CausalLM` builds on all take.
+    """
+    load_tensorflow()
+    from tfllm.tasks.start import start_from
+
+    start = start_from(config, [], "decoder")
+    config = fill(config, {"lora_rank": 0 if start.is_run else RANK})
+    longest = start.config.max_length
+    defaults = DEFAULTS | {"max_length": min(DEFAULTS["max_length"], longest)}
+    rate = adapter_rate if config.lora_rank else full_rate
+    config = fill(config, defaults | {"learning_rate": rate})
+    note(f"{start.tokenizer}, max_length {config.max_length}")
+    rates = {"dropout": config.dropout, "attention_dropout": config.dropout}
+    common = {
+        "tokenizer": start.tokenizer,
+        "decoder": replace(start.config, **rates),
+        "max_length": config.max_length,
+        "lora": config.adapters(),
+    }
+    return start, template_for(start.source, start.tokenizer), config, common
