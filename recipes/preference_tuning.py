@@ -83,11 +83,7 @@ def main(argv: list[str] | None = None) -> int:
     batch = config.batch_size * config.gradient_accumulation_steps
     steps = config.max_steps or len(columns["train"]) * config.epochs // batch
     config = fill(config, {"eval_steps": max(1, steps // EVALUATIONS)})
-    task = Preference(
-        **common,
-        objective=config.objective,
-        beta=config.beta,
-    )
+    task = Preference(**common, objective=config.objective, beta=config.beta)
     references = run.path / "references.npz"
     wanted = config.objective == "dpo" and not config.dry_run
     if wanted and not read_references(references, columns):
@@ -105,7 +101,8 @@ def main(argv: list[str] | None = None) -> int:
     if not run.resumed:
         config = trainer.begin(files)
         template.save(run.path / "tokenizer")
-        save_references(references, columns)
+        if wanted:
+            save_references(references, columns)
         atomic_write(run.path / "data_report.json", json.dumps(counts, indent=1))
     trainer.fit()
 

@@ -61,6 +61,33 @@ def test_chunked_loss_and_its_gradients(jit_compile):
         np.testing.assert_allclose(a, tf.convert_to_tensor(b), atol=2e-5)
 
 
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_chunked_loss_only_where_it_is_wanted(share, frozen, jit_compile):
+    random = np.random.default_rng(1)
+    hidden = tf.constant(random.normal(size=(3, 7, 8)), tf.float32)
+    matrix = tf.Variable(random.normal(size=(29, 8)), dtype=tf.float32)
+    targets = tf.constant(random.integers(0, 29, (3, 7)), tf.int32)
+    wanted = tf.constant(random.random((3, 7)) < share)
+
+    @tf.function(jit_compile=jit_compile)
+    def gradients(**options):
+        with tf.GradientTape() as tape:
+            tape.watch(hidden)
+            losses = chunked_cross_entropy(
+                hidden, matrix.value(), targets, chunk_size=4, **options
+            )
+            total = tf.reduce_sum(losses * tf.cast(wanted, tf.float32))
+        return losses, tape.gradient(total, [hidden, matrix])
+
+    ours, theirs = gradients(wanted=wanted, frozen=frozen), gradients()
+    np.testing.assert_allclose(ours[0], np.where(wanted, theirs[0], 0), atol=2e-5)
+    np.testing.assert_allclose(ours[1][0], theirs[1][0], atol=2e-5)
+    truth = 0 if frozen else tf.convert_to_tensor(theirs[1][1])
+    np.testing.assert_allclose(tf.convert_to_tensor(ours[1][1]), truth, atol=2e-5)
+
+
 def test_chunked_loss_never_makes_all_logits():
     tokens, vocabulary = 4096, 5003
     signature = [tf.TensorSpec([tokens, 8]), tf.TensorSpec([vocabulary, 8])]

@@ -138,7 +138,7 @@ def predict_command(parser: ArgumentParser, argv: list[str]) -> int:
         for answer in run.task.fill(run.model, texts):
             print(json.dumps(answer, ensure_ascii=False))
         return 0
-    if run.task.pairs and not options.text_pair:
+    if _labelling(options.run, run).task.pairs and not options.text_pair:
         raise UserError("this run labels pairs", options.run, "Give --text_pair too")
     rows = [
         {"text": text, "text_pair": pair}
@@ -232,8 +232,8 @@ def _load(path: str):
     return load_run(path)
 
 
-def _labelling(path: str):
-    run = _load(path)
+def _labelling(path: str, run=None):
+    run = run or _load(path)
     if not hasattr(run.task, "labels"):
         raise UserError(f"this run is of {run.task.name} and gives no labels", path)
     return run
