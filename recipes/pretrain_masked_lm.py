@@ -58,7 +58,10 @@ class PretrainingFlags:
         choices=["tiny", "mini", "small", "base"],
     )
     objective: str = flag(
-        "next_sentence", "what is learned beside masked words", choices=OBJECTIVES
+        "next_sentence",
+        "what is learned beside masked words; replaced_tokens "
+        "(ELECTRA) learns most from little text",
+        choices=OBJECTIVES,
     )
     mask_rate: float = flag(
         0.15, "share of the tokens that are hidden", minimum=0.01, maximum=0.9
@@ -141,6 +144,7 @@ def main(argv: list[str] | None = None) -> int:
         attention_dropout=config.dropout,
         **size,
     )
+    encoder.pooler = config.objective in ("next_sentence", "sentence_order")
     task = MaskedLM(
         tokenizer,
         encoder,

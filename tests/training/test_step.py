@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tfllm.layers.token_embedding import TokenEmbedding
 from tfllm.training.distribution_tf import make_strategy
 from tfllm.training.optimizers import Schedule, layer_rates, make_optimizer
 from tfllm.training.step_tf import TrainingModel
@@ -36,7 +37,7 @@ def make_core(l2=0.0, dtype=None):
     keras.utils.set_random_seed(3)
     regularizer = keras.regularizers.L2(l2) if l2 else None
     ids = keras.Input((None,), dtype="int32", name="token_ids")
-    x = keras.layers.Embedding(VOCABULARY, 8, name="embed", dtype=dtype)(ids)
+    x = TokenEmbedding(VOCABULARY, 8, name="token_embedding", dtype=dtype)(ids)
     x = keras.layers.Dense(16, "gelu", name="hidden", dtype=dtype)(x)
     x = keras.layers.Dense(
         VOCABULARY, kernel_regularizer=regularizer, name="out", dtype=dtype
@@ -116,6 +117,40 @@ def test_accumulation_gives_the_same_weights(bad_step):
     skipped = [log["bad_step"] for log in four.logs]
     assert sum(skipped) == (0 if bad_step is None else 1)
     assert int(four.model.optimizer.iterations) == 50 - int(sum(skipped))
+
+
+def test_an_adversarial_step_is_the_mean_of_two_gradients():
+    """Miyato et al., 2017, equation 5, in units of the vectors' own length."""
+    batch, core = next(batches(1)), make_core()
+    before = core.get_weights()
+    mask = tf.cast(batch["padding_mask"], "float32")
+
+    def gradients(offset):
+        with tf.GradientTape() as tape:
+            vectors = tf.gather(core.weights[0].value, batch["token_ids"])
+            tape.watch(offset)
+            hidden = core.get_layer("hidden")(vectors + offset)
+            outputs = core.get_layer("out")(hidden)
+            loss = TokenTask().loss_sums(outputs, batch)["loss"] / tf.reduce_sum(mask)
+        return vectors, tape.gradient(loss, [w.value for w in core.weights] + [offset])
+
+    vectors, (*clean, slope) = gradients(tf.zeros([8, LENGTH, 8]))
+    lengths = tf.reduce_sum(tf.norm(vectors, axis=-1) * mask, 1) / tf.reduce_sum(
+        mask, 1
+    )
+    size = tf.norm(tf.reshape(slope, [8, -1]), axis=1)
+    offset = 0.5 * (lengths / size)[:, None, None] * slope
+    pushed = gradients(offset)[1][:-1]
+    wanted = [
+        w - 0.5 * (tf.convert_to_tensor(a) + tf.convert_to_tensor(b)) / 2
+        for w, a, b in zip(before, clean, pushed, strict=True)
+    ]
+    found = train(steps=1, adversarial=0.5)
+    for a, b in zip(found.core.get_weights(), wanted, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    one = train(data=dataset(20, 1), adversarial=0.5)
+    four = train(parts=4, data=dataset(20, 4), adversarial=0.5)
+    assert np.abs(one.weights - four.weights).max() < 1e-5
 
 
 def test_two_replicas_give_the_same_weights():

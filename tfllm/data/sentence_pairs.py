@@ -23,7 +23,7 @@ from tfllm.data.columns import spans as places_of
 from tfllm.data.corpus import Corpus
 from tfllm.text import Tokenizer
 
-OBJECTIVES = ("next_sentence", "sentence_order", "none")
+OBJECTIVES = ("next_sentence", "sentence_order", "replaced_tokens", "none")
 SHORT = 0.1  # share of rows that are to be shorter, so that such are known too
 CUT = (0.35, 0.65)  # a row is cut at the end of the sentence that is nearest to here
 TRIES = 8  # for a second part that is another document's
@@ -122,7 +122,8 @@ def make_pairs(
         tokenizer: That of the corpus; it has tokens to put around a pair.
         max_length: Longest row in tokens.
         objective: `next_sentence`: half of the second segments are another document's;
-            `sentence_order`: half of the pairs are swapped; `none`: one segment a row.
+            `sentence_order`: half of the pairs are swapped; `none` and
+            `replaced_tokens`: one segment a row.
         seed: Of all choices.
         copies: Goes through the corpus so often, each time with other cuts and pairs.
 
@@ -132,6 +133,8 @@ def make_pairs(
     budget = tokenizer.budget(tokenizer.pair, max_length)
     if budget < 8:
         raise UserError(f"--max_length {max_length} is too short for a pair")
+    if objective == "replaced_tokens":  # rows as with masked words alone
+        objective = "none"
     if objective == "next_sentence" and corpus.size < 2:
         raise UserError(
             "the next sentence needs two documents at least, and there is one",

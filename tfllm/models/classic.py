@@ -8,6 +8,7 @@ from tfllm.layers.dropout import Dropout
 from tfllm.layers.lstm_block import LSTMBlock
 from tfllm.layers.ngrams import NgramBag
 from tfllm.layers.pooling import AttentionPooling, MaskedPooling
+from tfllm.layers.token_embedding import TokenEmbedding
 from tfllm.models.encoder import token_inputs
 
 
@@ -74,7 +75,7 @@ def lstm(config, dtype=None) -> keras.Model:
 
 def embed(config, inputs, dtype=None):
     """Token vectors, plus the segment's for pairs, with word dropout."""
-    hidden = keras.layers.Embedding(
+    hidden = TokenEmbedding(
         config.vocabulary_size,
         config.embedding_size,
         dtype=dtype,

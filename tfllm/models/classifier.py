@@ -37,7 +37,7 @@ SHAPES = {
         "dropout": 0.1,
         "token_dropout": 0.1,
     },
-    "encoder": {"pooling": "cls", "dropout": 0.1},
+    "encoder": {"pooling": "mean", "dropout": 0.1},
 }
 MOST_BUCKETS, MOST_TABLE = 2**20, 2**24  # rows and numbers of the n-gram table
 # How `recipes/text_classification.py` trains when no flag says otherwise.
@@ -50,6 +50,7 @@ COMMON = {
     "label_smoothing": 0.0,
     "ema_decay": 0.99,
     "l2": 0.0,
+    "adversarial": 0.0,
     "clip_norm": 1.0,
     "length_limit": 256,
     "batch_size": 32,
@@ -76,7 +77,7 @@ TRAINING = {
     "transformer": {"learning_rate": 1e-3, "epochs": 8},
     "encoder": {
         "learning_rate": 1e-4,
-        "ema_decay": 0.0,
+        "adversarial": 0.1,
         "epochs": 4,
         "length_limit": 128,
     },
@@ -104,8 +105,8 @@ class ClassifierConfig:
         widths: Numbers of tokens that a convolution sees.
         ngrams: Longest n-gram of fasttext; the shorter ones count too.
         ngram_buckets: Rows of its table; by the number of classes when absent.
-        pooling: `attention`, or a mode of `MaskedPooling` (lstm, transformer);
-            `cls` for a Transformer adds BERT's pooler.
+        pooling: `attention`, or a mode of `MaskedPooling` (lstm, transformer,
+            encoder); `cls` for the last two adds BERT's pooler.
         dropout: On the features (and inside LSTM and Transformer).
         token_dropout: Share of tokens (n-grams) left out while training.
         l2: L2 penalty on the kernels of convolutions and of the last layer.

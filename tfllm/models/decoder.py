@@ -14,7 +14,9 @@ from keras import ops
 
 from tfllm.layers.attention import AttentionBias
 from tfllm.layers.dropout import Dropout
+from tfllm.layers.next_token_loss import output_matrix as matrix_of
 from tfllm.layers.positions import PositionEmbedding, RotaryPositions
+from tfllm.layers.token_embedding import TokenEmbedding
 from tfllm.layers.transformer_block import TransformerBlock, norm_layer
 from tfllm.models.encoder import token_inputs
 
@@ -31,6 +33,12 @@ STYLES = {
     "mistral": {"window": 4096},
     "qwen2": {"attention_bias": True, "norm_epsilon": 1e-6},
     "qwen3": {"qk_norm": True, "norm_epsilon": 1e-6},
+}
+SIZES = {  # hidden size, blocks, heads
+    "tiny": (128, 4, 4),
+    "mini": (256, 6, 4),
+    "small": (384, 6, 6),
+    "base": (768, 12, 12),
 }
 
 
@@ -98,6 +106,30 @@ class DecoderConfig:
         return asdict(self)
 
 
+def shape_of(
+    style: str, size: str, vocabulary_size: int, **changes
+) -> DecoderConfig:
+    """The shape of a decoder that is trained from scratch.
+
+    Args:
+        style: One of `STYLES`.
+        size: One of `SIZES`.
+        vocabulary_size: Number of tokens.
+        **changes: Other fields; None leaves one as it is.
+    """
+    given = {name: value for name, value in changes.items() if value is not None}
+    names = ("hidden_size", "num_layers", "num_heads")
+    shape = dict(zip(names, SIZES[size], strict=True)) | given
+    hidden = shape["hidden_size"]
+    # Two matrices of 4 times the width, or as many weights in three (Shazeer, 2020).
+    gated = "activation" not in STYLES[style]
+    inner = -(-8 * hidden // 192) * 64 if gated else 4 * hidden
+    # GPT-2's 0.02 is for 768: narrower layers begin with weights as large in sum.
+    scale = {"initializer_range": 0.02 * (768 / hidden) ** 0.5}
+    shape = {"intermediate_size": inner} | scale | STYLES[style] | shape
+    return DecoderConfig(vocabulary_size, **shape)
+
+
 def make_layers(config: DecoderConfig, dtype=None) -> dict[str, keras.layers.Layer]:
     """The layers of a decoder by name, not built."""
     made = {}
@@ -110,7 +142,7 @@ def make_layers(config: DecoderConfig, dtype=None) -> dict[str, keras.layers.Lay
         return keras.initializers.TruncatedNormal(stddev=stddev)
 
     add(
-        keras.layers.ReversibleEmbedding,
+        TokenEmbedding,
         config.vocabulary_size,
         config.hidden_size,
         tie_weights=config.tie_embeddings,
@@ -253,8 +285,4 @@ def hidden_model(model: keras.Model) -> keras.Model:
 
 def output_matrix(model: keras.Model):
     """The matrix that turns hidden states to logits, `[vocabulary, hidden_size]`."""
-    embedding = model.get_layer("token_embedding")
-    if embedding.tie_weights:
-        # A tensor: TensorFlow's custom gradients refuse variables that are read inside.
-        return ops.copy(embedding.embeddings)
-    return ops.transpose(embedding.reverse_embeddings)
+    return matrix_of(model.get_layer("token_embedding"))

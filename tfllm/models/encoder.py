@@ -20,6 +20,7 @@ from tfllm.layers.positions import (
     RotaryPositions,
     SinusoidalPositions,
 )
+from tfllm.layers.token_embedding import TokenEmbedding
 from tfllm.layers.transformer_block import TransformerBlock, norm_layer
 
 # The sizes of Turc et al. (2019), to be handed to `EncoderConfig`.
@@ -123,7 +124,7 @@ def encode(config: EncoderConfig, inputs: dict, dtype=None):
         return keras.initializers.TruncatedNormal(stddev=config.initializer_range)
 
     size = config.embedding_size or config.hidden_size
-    hidden = keras.layers.ReversibleEmbedding(
+    hidden = TokenEmbedding(
         config.vocabulary_size,
         size,
         embeddings_initializer=initializer(),

@@ -7,7 +7,7 @@ from tfllm.config import flag
 MODELS = ["fasttext", "textcnn", "lstm", "transformer"]
 # Flags that are fields of ClassifierConfig too; the last ones are those of training.
 SHAPE = ["embedding_size", "hidden_size", "num_layers", "num_heads", "ngrams"]
-SHAPE += ["token_dropout", "max_length", "dropout", "l2"]
+SHAPE += ["pooling", "token_dropout", "max_length", "dropout", "l2"]
 
 
 @dataclass
@@ -22,6 +22,11 @@ class ClassifierFlags:
     num_layers: int | None = flag(None, "LSTM layers or blocks", minimum=1)
     num_heads: int | None = flag(None, "attention heads", minimum=1)
     ngrams: int | None = flag(None, "longest n-gram of fasttext", minimum=1, maximum=6)
+    pooling: str | None = flag(
+        None,
+        "one vector a text from those of its tokens (lstm, transformer, encoders)",
+        choices=["cls", "mean", "max", "attention"],
+    )
     token_dropout: float | None = flag(
         None, "share of tokens left out in training", minimum=0.0, maximum=0.9
     )

@@ -1,4 +1,8 @@
-"""BERT's pretraining: hidden words, and whether a second text belongs to the first."""
+"""Pretraining of encoders: hidden words, and a second objective.
+
+BERT's is whether a second text belongs to the first, ALBERT's in which order two stand,
+and ELECTRA's which words are not those of the text but a small generator's guesses.
+"""
 
 import dataclasses
 import math
@@ -25,6 +29,7 @@ from tfllm.evaluation.report import (
     results_table,
     write_evaluation,
 )
+from tfllm.layers.fill_places import FillPlaces
 from tfllm.layers.output_bias import OutputBias
 from tfllm.models.encoder import (
     EncoderConfig,
@@ -49,7 +54,7 @@ class MaskedLM:
     Args:
         tokenizer: Has mask, opening and separating tokens.
         encoder: Its shape, with a pooler where there is a second objective.
-        objective: `next_sentence`, `sentence_order` or `none`.
+        objective: `next_sentence`, `sentence_order`, `replaced_tokens` or `none`.
         mask_rate: Share of the tokens that are hidden.
         whole_words: Whether all pieces of a word are hidden together.
         label_smoothing: Share of a hidden word's target spread over the vocabulary.
@@ -87,8 +92,8 @@ class MaskedLM:
 
     @property
     def pairs(self) -> bool:
-        """Whether there is a second objective."""
-        return self.objective != "none"
+        """Whether rows have two segments that are judged."""
+        return self.objective in ("next_sentence", "sentence_order")
 
     def build_model(self, dtype: str | None = None) -> keras.Model:
         """Encoder and heads, with BERT's names of layers.
@@ -96,10 +101,37 @@ class MaskedLM:
         Returns:
             A model from int32 `token_ids`, `padding_mask`, `segment_ids` `[rows,
             length]` and `mask_places` `[rows, P]` to float32 logits: `masked_lm`
-            `[rows, P, vocabulary]`, and, with a second objective, `next_sentence`
-            `[rows, 2]`.
+            `[rows, P, vocabulary]`, and, for pairs, `next_sentence` `[rows, 2]`. With
+            `replaced_tokens` the masked words are the generator's; the model takes
+            `draws` too, float32 `[rows, P]` in [0, 1), and returns its guesses
+            `sampled` int32 `[rows, P]` and `replaced` `[rows, length]`, the logits of
+            the encoder for what is not the text's.
         """
         config = self.encoder
+        if self.objective == "replaced_tokens":
+            with keras.name_scope("generator"):
+                generator = self._masked_lm(_smaller(config), dtype)[0]
+            inputs = {tensor.name: tensor for tensor in generator.inputs}
+            outputs = {"masked_lm": generator(inputs)}
+            inputs["draws"] = keras.Input((None,), dtype="float32", name="draws")
+            ids, outputs["sampled"] = FillPlaces(name="fill_places", dtype="float32")(
+                outputs["masked_lm"],
+                inputs["draws"],
+                inputs["token_ids"],
+                inputs["mask_places"],
+            )
+            hidden = encode(config, inputs | {"token_ids": ids}, dtype)
+            logits = _head(config, 1, "replaced")(hidden)
+            outputs["replaced"] = logits[..., 0]
+            return keras.Model(inputs, outputs, name="masked_lm")
+        model, hidden = self._masked_lm(config, dtype)
+        outputs = {"masked_lm": model.output}
+        if self.pairs:
+            pooled = pool(config, hidden, dtype)
+            outputs["next_sentence"] = _head(config, 2, "next_sentence")(pooled)
+        return keras.Model(model.input, outputs, name="masked_lm")
+
+    def _masked_lm(self, config, dtype):
         inputs = token_inputs(config.num_segments > 1)
         hidden = encode(config, inputs, dtype)
         embedding = keras.Model(inputs, hidden).get_layer("token_embedding")
@@ -107,17 +139,8 @@ class MaskedLM:
         picked = ops.take_along_axis(hidden, inputs["mask_places"][..., None], axis=1)
         features = masked_lm_features(config, picked, dtype)
         logits = embedding(features, reverse=True)
-        outputs = {"masked_lm": OutputBias(name="masked_lm_bias")(logits)}
-        if self.pairs:
-            outputs["next_sentence"] = keras.layers.Dense(
-                2,
-                kernel_initializer=keras.initializers.TruncatedNormal(
-                    stddev=config.initializer_range
-                ),
-                name="next_sentence",
-                dtype="float32",
-            )(pool(config, hidden, dtype))
-        return keras.Model(inputs, outputs, name="masked_lm")
+        logits = OutputBias(name="masked_lm_bias")(logits)
+        return keras.Model(inputs, logits, name="generator"), hidden
 
     def pad_values(self) -> dict[str, int]:
         """What `PairColumns` does not know already: nothing."""
@@ -125,52 +148,76 @@ class MaskedLM:
 
     def transform(self, batch: Batch, step: int, part: int, stream=TRAINING) -> Batch:
         """Hides words: others in every step, the same ones in the same step."""
-        batch = dict(batch)
+        batch, key = dict(batch), (self.seed, stream, step, part)
         hidden = self.masking.hide(
             batch["token_ids"],
             batch["padding_mask"],
-            (self.seed, stream, step, part),
+            key,
             batch.pop("word_starts", None),
         )
         batch["token_ids"], batch["mask_places"] = hidden.token_ids, hidden.places
         batch["mask_targets"], batch["mask_weights"] = hidden.targets, hidden.weights
+        if self.objective == "replaced_tokens":
+            draws = np.random.default_rng([*key, 1]).random(hidden.places.shape)
+            batch["draws"] = draws.astype(np.float32)
         return batch
 
-    def loss_counts(self, batch: Batch) -> dict[str, Any]:
-        """Hidden places, and pairs."""
-        counts = {"masked_lm": ops.sum(batch["mask_weights"])}
+    def _weights(self, batch: Batch) -> dict[str, Any]:
+        weights = {"masked_lm": batch["mask_weights"]}
         if self.pairs:
-            counts["next_sentence"] = ops.sum(batch["next_sentence_weight"])
-        return counts
+            weights["next_sentence"] = batch["next_sentence_weight"]
+        elif self.objective == "replaced_tokens":
+            weights["replaced_tokens"] = ops.cast(batch["padding_mask"], "float32")
+        return weights
+
+    def _judge(self, outputs: Any, batch: Batch, smooth: float = 0.0) -> dict:
+        """Loss and hit of every target, by objective; shaped as their weights."""
+        targets = batch["mask_targets"]
+        found = {"masked_lm": _cross_entropy(outputs["masked_lm"], targets, smooth)}
+        if self.pairs:
+            found["next_sentence"] = _cross_entropy(
+                outputs["next_sentence"], batch["next_sentence"]
+            )
+        elif self.objective == "replaced_tokens":
+            logits = ops.cast(outputs["replaced"], "float32")
+            wrong = ops.cast(outputs["sampled"] != targets, "float32")
+            wrong *= batch["mask_weights"]  # places without a weight are all at 0
+            places = ops.one_hot(batch["mask_places"], ops.shape(logits)[1])
+            label = ops.sum(places * wrong[..., None], axis=1)
+            hits = ops.cast((logits > 0) == (label > 0), "float32")
+            found["replaced_tokens"] = ops.softplus(logits) - label * logits, hits
+        return found
+
+    def loss_counts(self, batch: Batch) -> dict[str, Any]:
+        """Hidden places, and pairs or tokens."""
+        return {name: ops.sum(w) for name, w in self._weights(batch).items()}
 
     def loss_sums(self, outputs: Any, batch: Batch) -> dict[str, Any]:
         """Cross-entropies."""
-        smooth = self.label_smoothing
-        losses = _cross_entropy(outputs["masked_lm"], batch["mask_targets"], smooth)
-        sums = {"masked_lm": ops.sum(losses * batch["mask_weights"])}
-        if self.pairs:
-            losses = _cross_entropy(outputs["next_sentence"], batch["next_sentence"])
-            sums["next_sentence"] = ops.sum(losses * batch["next_sentence_weight"])
-        return sums
+        weights = self._weights(batch)
+        judged = self._judge(outputs, batch, self.label_smoothing)
+        return {name: ops.sum(judged[name][0] * weights[name]) for name in judged}
 
     def metric_sums(self, outputs: Any, batch: Batch) -> Sums:
         """Accuracies of training."""
-        counts = self.loss_counts(batch)
-        weight = batch["mask_weights"]
-        hits = _hits(outputs["masked_lm"], batch["mask_targets"]) * weight
-        sums = {"accuracy": (ops.sum(hits), counts["masked_lm"])}
-        if self.pairs:
-            hits = _hits(outputs["next_sentence"], batch["next_sentence"])
-            hits = ops.sum(hits * batch["next_sentence_weight"])
-            sums[f"{self.objective}_accuracy"] = hits, counts["next_sentence"]
-        return sums
+        weights, judged = self._weights(batch), self._judge(outputs, batch)
+        return {
+            self._accuracy(name): (
+                ops.sum(hits * weights[name]),
+                ops.sum(weights[name]),
+            )
+            for name, (_, hits) in judged.items()
+        }
+
+    def _accuracy(self, name: str) -> str:
+        return "accuracy" if name == "masked_lm" else f"{self.objective}_accuracy"
 
     def scores(self, model: keras.Model, columns: PairColumns) -> dict[str, np.ndarray]:
         """What the model does on held-out rows, each with the same masks every time.
 
         Returns:
-            float64 `[N]`, sums of a row: `places`, `losses` and `hits` of hidden words;
-            `pairs`, `pair_losses` and `pair_hits`.
+            For each objective float64 `[3, N]`: of each row the number of targets, and
+            the sums of their losses and of their hits.
         """
         plan = BatchPlan(
             columns.lengths,
@@ -185,46 +232,44 @@ class MaskedLM:
             stop_step=plan.steps_per_epoch,
             transform=lambda *args: self.transform(*args, stream=JUDGING),
         )
-        found, names = [], [tensor.name for tensor in model.inputs]
+        found, names = {}, [tensor.name for tensor in model.inputs]
         for batch in steps:
             outputs = model.predict_on_batch({name: batch[name] for name in names})
-            weight = batch["mask_weights"]
-            losses, hits = _judged(outputs["masked_lm"], batch["mask_targets"])
-            rows = [weight.sum(1), (losses * weight).sum(1), (hits * weight).sum(1)]
-            if self.pairs:
-                weight = batch["next_sentence_weight"]
-                losses, hits = _judged(outputs["next_sentence"], batch["next_sentence"])
-                rows += [weight, losses * weight, hits * weight]
-            found.append(np.array(rows, np.float64)[:, batch["weight"] > 0])
-        keys = ("places", "losses", "hits", "pairs", "pair_losses", "pair_hits")
-        return dict(zip(keys, np.concatenate(found, axis=1), strict=False))
+            judged, real = self._judge(outputs, batch), batch["weight"] > 0
+            for name, weights in self._weights(batch).items():
+                weights = np.asarray(weights, np.float64)
+                losses, hits = (np.asarray(part) * weights for part in judged[name])
+                rows = [part.reshape(len(real), -1).sum(1) for part in (losses, hits)]
+                rows = [weights.reshape(len(real), -1).sum(1), *rows]
+                found.setdefault(name, []).append(np.array(rows)[:, real])
+        return {name: np.concatenate(parts, 1) for name, parts in found.items()}
 
-    def metrics(
-        self, places, losses, hits, pairs=None, pair_losses=None, pair_hits=None
-    ):
+    def metrics(self, scores: dict[str, np.ndarray]) -> dict[str, float]:
         """Numbers by name from what `scores` returns."""
-        loss = losses.sum() / max(1.0, places.sum())
-        metrics = {
-            "perplexity": math.exp(min(loss, 100.0)),
-            "accuracy": hits.sum() / max(1.0, places.sum()),
-        }
-        if pairs is not None:
-            count = max(1.0, pairs.sum())
-            metrics[f"{self.objective}_accuracy"] = pair_hits.sum() / count
-            loss += pair_losses.sum() / count
-        return {"loss": loss} | metrics
+        loss, metrics = 0.0, {}
+        for name, rows in scores.items():
+            count, losses, hits = rows.sum(1)
+            mean = losses / max(1.0, count)
+            if name == "masked_lm":
+                metrics["perplexity"] = math.exp(min(mean, 100.0))
+            metrics[self._accuracy(name)] = hits / max(1.0, count)
+            loss += mean
+        return {"loss": float(loss)} | {k: float(v) for k, v in metrics.items()}
 
     def measure(self, model: keras.Model, columns: PairColumns) -> dict:
         """The block of one split in results.json."""
         started = time.perf_counter()
-        scores = list(self.scores(model, columns).values())
-        metrics = self.metrics(*scores)
-        low, high = bootstrap(
-            lambda *arrays: list(self.metrics(*arrays).values()), scores
-        )
+        scores = self.scores(model, columns)
+        metrics = self.metrics(scores)
+
+        def measured(*rows):
+            rows = {k: part.T for k, part in zip(scores, rows, strict=True)}
+            return list(self.metrics(rows).values())
+
+        low, high = bootstrap(measured, [part.T for part in scores.values()])
         return {
             "samples": len(columns),
-            "metrics": {name: float(value) for name, value in metrics.items()},
+            "metrics": metrics,
             "intervals": {
                 name: [float(low[i]), float(high[i])] for i, name in enumerate(metrics)
             },
@@ -233,8 +278,7 @@ class MaskedLM:
 
     def validate(self, model: keras.Model, columns: PairColumns) -> Verdict:
         """Loss, perplexity and accuracies on held-out text, and filled-in sentences."""
-        scores = self.scores(model, columns)
-        metrics = {k: float(v) for k, v in self.metrics(*scores.values()).items()}
+        metrics = self.metrics(self.scores(model, columns))
 
         def texts():
             rows = self.cloze(columns.corpus, SAMPLES)
@@ -294,6 +338,7 @@ class MaskedLM:
             batch["mask_places"] = np.zeros((len(rows), width), np.int32)
             for row, places in enumerate(found):
                 batch["mask_places"][row, : len(places)] = places
+            batch["draws"] = np.zeros((len(rows), width), np.float32)
             outputs = model.predict_on_batch({name: batch[name] for name in names})
             shares = _softmax(outputs["masked_lm"])
             shares[..., list(tokenizer.special_ids)] = 0.0
@@ -335,25 +380,29 @@ class MaskedLM:
 
 
 def _cross_entropy(logits, targets, smooth: float = 0.0):
+    """Losses and hits."""
     logits = ops.cast(logits, "float32")
-    total = ops.logsumexp(logits, axis=-1)
     picked = ops.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     if smooth:
         picked = (1.0 - smooth) * picked + smooth * ops.mean(logits, axis=-1)
-    return total - picked
+    hits = ops.cast(ops.argmax(logits, -1), "int32") == targets
+    return ops.logsumexp(logits, axis=-1) - picked, ops.cast(hits, "float32")
 
 
-def _hits(logits, targets):
-    return ops.cast(ops.cast(ops.argmax(logits, -1), "int32") == targets, "float32")
+def _head(config: EncoderConfig, size: int, name: str) -> keras.layers.Dense:
+    initializer = keras.initializers.TruncatedNormal(stddev=config.initializer_range)
+    return keras.layers.Dense(
+        size, kernel_initializer=initializer, name=name, dtype="float32"
+    )
 
 
-def _judged(logits: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Losses and hits."""
-    logits = np.asarray(logits, np.float32)
-    highest = logits.max(-1)
-    total = np.log(np.exp(logits - highest[..., None]).sum(-1)) + highest
-    picked = np.take_along_axis(logits, targets[..., None], -1)[..., 0]
-    return total - picked, logits.argmax(-1) == targets
+def _smaller(config: EncoderConfig) -> EncoderConfig:
+    """The generator's shape: a fourth as wide (Clark et al., 2020, section 3.2)."""
+    heads = max(1, config.num_heads // 4)
+    size = config.hidden_size * heads // config.num_heads
+    return dataclasses.replace(
+        config, hidden_size=size, num_heads=heads, intermediate_size=4 * size
+    )
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:
@@ -391,6 +440,8 @@ def write_report(
         "next_sentence": "Half of the pairs are a text and what follows it, half are "
         "of two documents.",
         "sentence_order": "Half of the pairs are swapped.",
+        "replaced_tokens": "A small generator guesses these; replaced_tokens_accuracy "
+        "is how well the encoder tells which words of a text are guesses.",
     }
     parts = [
         "# Evaluation",

@@ -57,6 +57,7 @@ class ServedMaskedLM(tf.Module):
             ),
             "segment_ids": tf.zeros_like(dense),
             "mask_places": places,
+            "draws": tf.zeros_like(places, tf.float32),
         }
         logits = self._logits({name: batch[name] for name in self._inputs})
         scores, best = tf.math.top_k(tf.nn.softmax(logits) * self.allowed, BEST)

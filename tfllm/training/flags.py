@@ -81,6 +81,12 @@ class TrainingFlags:
         minimum=0.0,
         maximum=0.99999,
     )
+    adversarial: float | None = flag(
+        None,
+        "train on worst-case token vectors too (Miyato et al., 2017): how far a text "
+        "is pushed, in lengths of a vector; a step takes twice as long",
+        minimum=0.0,
+    )
     gradient_checkpointing: bool = flag(
         False,
         "compute Transformer blocks again on the way back: less memory, more time",

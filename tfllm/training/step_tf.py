@@ -37,6 +37,9 @@ class TrainingModel(keras.Model):
         rates: A factor of the learning rate for each trainable variable.
         starts: For each trainable variable the first optimizer step that moves it.
         ema_decay: Decay of the moving average of the weights; 0 keeps none.
+        adversarial: Each micro-batch counts half as it is and half with its token
+            vectors pushed where the loss grows most (Miyato et al., 2017), each text's
+            by this many times the mean length of its tokens' vectors.
         jit_compile: Compile the step (under a strategy: its local part) with XLA.
     """
 
@@ -51,6 +54,7 @@ class TrainingModel(keras.Model):
         rates: Sequence[float] | None = None,
         starts: Sequence[int] | None = None,
         ema_decay: float = 0.0,
+        adversarial: float = 0.0,
         jit_compile: bool = False,
         strategy: tf.distribute.Strategy | None = None,
     ):
@@ -58,6 +62,7 @@ class TrainingModel(keras.Model):
         self.core, self.task, self.strategy = core, task, strategy
         self.micro_batches, self.clip_norm = micro_batches, clip_norm
         self.ema_decay, self.use_xla = ema_decay, jit_compile
+        self.adversarial = adversarial
         self.data_seconds = 0.0  # time spent waiting for batches
         self.stop = False  # this process asks all others to stop after the next step
         self.built = True
@@ -170,25 +175,58 @@ class TrainingModel(keras.Model):
 
     def _gradients(self, batch, totals, scale):
         """Gradients of one micro-batch's share of the loss, on one replica."""
+        if not self.adversarial:
+            return self._pass(batch, totals, scale)
+        embedding = self.core.get_layer("token_embedding")
+        vectors = tf.cast(embedding(batch["token_ids"]), "float32")
+        grads, metrics, slope = self._pass(batch, totals, scale, tf.zeros_like(vectors))
+        real = tf.cast(batch["padding_mask"], "float32")
+        count = tf.maximum(tf.reduce_sum(real, 1), 1.0)
+        length = tf.reduce_sum(tf.norm(vectors, axis=-1) * real, 1) / count
+        length = self.adversarial * length[:, None, None]
+        # Made large first: the square of a tiny slope would be nothing.
+        slope /= tf.reduce_max(tf.abs(slope), [1, 2], keepdims=True) + 1e-30
+        norm = tf.sqrt(tf.reduce_sum(tf.square(slope), [1, 2], keepdims=True))
+        pushed, *_ = self._pass(batch, totals, scale, length * slope / (norm + 1e-6))
+        return [(a + b) / 2 for a, b in zip(grads, pushed, strict=True)], metrics
+
+    def _pass(self, batch, totals, scale, offset=None):
+        """Forward and back, once.
+
+        Returns:
+            Gradients, metrics and, with an `offset` of the token vectors, its gradient.
+        """
         parts = self._strategy.num_replicas_in_sync * self.micro_batches
+        sources = [variable.value for variable in self._trained]
         with tf.GradientTape() as tape:
             inputs = {name: batch[name] for name in self._input_names}
-            outputs = self.core(inputs, training=True)
+            if offset is not None:
+                tape.watch(offset)
+                sources.append(offset)
+                self.core.get_layer("token_embedding").offset = offset
+            try:
+                outputs = self.core(inputs, training=True)
+            finally:
+                if offset is not None:
+                    self.core.get_layer("token_embedding").offset = None
             sums = self.task.loss_sums(outputs, batch)
             loss = tf.add_n([sums[name] / totals[name] for name in sums])
             if self.core.losses:  # L2, once in the sum over all parts
                 loss += tf.add_n(self.core.losses) / parts
             scaled = loss if scale is None else loss * scale
-        grads = tape.gradient(scaled, [v.value for v in self._trained])
+        grads = tape.gradient(scaled, sources)
         grads = [
-            tf.zeros_like(variable) if grad is None else tf.convert_to_tensor(grad)
-            for grad, variable in zip(grads, self._trained, strict=True)
+            tf.zeros_like(source) if grad is None else tf.convert_to_tensor(grad)
+            for grad, source in zip(grads, sources, strict=True)
         ]
         metrics = self.task.metric_sums(outputs, batch)
         if len(sums) > 1:
             counts = self.task.loss_counts(batch)
             metrics |= {name: (sums[name], counts[name]) for name in sums}
-        return grads, metrics | {"loss": (loss, tf.ones([]))}
+        metrics |= {"loss": (loss, tf.ones([]))}
+        if offset is None:
+            return grads, metrics
+        return grads[:-1], metrics, grads[-1]
 
     def _replica_step(self, batches, stop, gradients):
         """Everything before the update, on one replica."""

@@ -379,6 +379,7 @@ class Trainer:
                 getattr(config, "unfreeze_epochs", 0) * self.plan.steps_per_epoch,
             ),
             ema_decay=config.ema_decay,
+            adversarial=config.adversarial or 0.0,
             jit_compile=jit_compile,
             strategy=self.strategy,
         )
