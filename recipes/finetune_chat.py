@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         run.check_data(files)
 
     # 2. The model and its way to write a conversation down.
-    start, template, config, common = begin_chat(config, 3e-4, 5e-5)
+    start, template, config, common = begin_chat(config, 3e-4, 5e-5, 2)
     from tfllm.tasks.causal_lm import write_report
     from tfllm.tasks.chat import Chat
     from tfllm.tasks.runs import load_run

@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
         rows = {name: mismatched(part) for name, part in rows.items()}
 
     # 2. The model and its way to write a conversation down.
-    start, template, config, common = begin_chat(config, 5e-5, 5e-6)
+    start, template, config, common = begin_chat(config, 5e-5, 5e-6, 1)
     from tfllm.tasks.causal_lm import write_report
     from tfllm.tasks.preference import Preference, read_references, save_references
     from tfllm.tasks.runs import load_run

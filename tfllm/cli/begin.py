@@ -11,7 +11,6 @@ RANK = 16  # of the adapters of a model that others trained
 DEFAULTS = {
     "max_length": 512,
     "epochs": 1,
-    "batch_size": 4,
     "optimizer": "adamw",
     "schedule": "cosine",
     "warmup_ratio": 0.1,
@@ -37,13 +36,14 @@ class ChatFlags:
     )
 
 
-def begin_chat(config, adapter_rate: float, full_rate: float):
+def begin_chat(config, adapter_rate: float, full_rate: float, batch_size: int):
     """Opens the decoder that `--model` names and settles what the flags left open.
 
     Args:
         config: Flags, `ChatFlags` and `FineTuningFlags` among them.
         adapter_rate: Learning rate of adapters.
         full_rate: Learning rate of all weights.
+        batch_size: Rows of a batch, where no flag says how many.
 
     Returns:
         The `Start`, its chat template, the configuration, and what the tasks
@@ -57,7 +57,8 @@ def begin_chat(config, adapter_rate: float, full_rate: float):
     longest = start.config.max_length
     defaults = DEFAULTS | {"max_length": min(DEFAULTS["max_length"], longest)}
     rate = adapter_rate if config.lora_rank else full_rate
-    config = fill(config, defaults | {"learning_rate": rate})
+    defaults |= {"learning_rate": rate, "batch_size": batch_size}
+    config = fill(config, defaults)
     note(f"{start.tokenizer}, max_length {config.max_length}")
     rates = {"dropout": config.dropout, "attention_dropout": config.dropout}
     common = {

@@ -29,7 +29,8 @@ from tfllm.tasks.task import Batch, Sums, Verdict
 from tfllm.text import Tokenizer
 
 EVALUATION_TOKENS = 8192  # of a batch
-SAMPLES, SHOWN, PREDICTIONS = 6, 20, 100  # answers in TensorBoard, report, file
+SAMPLES, SHOWN, PREDICTIONS = 6, 20, 96  # answers in TensorBoard, report, file
+TOGETHER = 16  # answers made at a time
 LONGEST_ANSWER = 64  # tokens
 
 
@@ -184,14 +185,16 @@ class CausalLM:
             self._generator = Generator(model, self.decoder, self.tokenizer)
         else:
             self._generator.refresh(model)
-        made = self._generator.generate(
-            [row["text"] for row in rows],
-            max_new_tokens=min(LONGEST_ANSWER, self.max_length // 2),
-            log_probabilities=True,
-            truncate=True,
-            parse_special=self.rendered,
-            **settings,
-        )
+        made = []
+        for start in range(0, len(rows), TOGETHER):
+            made += self._generator.generate(
+                [row["text"] for row in rows[start : start + TOGETHER]],
+                max_new_tokens=min(LONGEST_ANSWER, self.max_length // 2),
+                log_probabilities=True,
+                truncate=True,
+                parse_special=self.rendered,
+                **settings,
+            )
         for row, answer in zip(rows, made, strict=True):
             row["prediction"] = answer.text
             mean = np.mean(answer.log_probabilities or [0.0])
