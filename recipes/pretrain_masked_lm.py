@@ -57,6 +57,10 @@ class PretrainingFlags:
         "of the encoder (Turc et al., 2019)",
         choices=["tiny", "mini", "small", "base"],
     )
+    position: str = flag(
+        "learned", "how places are told", choices=["learned", "sinusoidal", "rotary"]
+    )
+    norm_first: bool = flag(False, "norms before attention and feed-forward networks")
     objective: str = flag(
         "next_sentence",
         "what is learned beside masked words; replaced_tokens "
@@ -140,6 +144,8 @@ def main(argv: list[str] | None = None) -> int:
         # BERT's 0.02 is for 768: narrower layers begin with weights as large in sum.
         initializer_range=0.02 * (768 / size["hidden_size"]) ** 0.5,
         max_length=config.max_length,
+        position=config.position,
+        norm_first=config.norm_first,
         dropout=config.dropout,
         attention_dropout=config.dropout,
         **size,

@@ -126,7 +126,7 @@ def main(argv: list[str] | None = None, trial: Trial | None = None) -> int:
         fill_ngram_weights(model, ids, defaults["idf_power"], two)
         if vectors is not None:
             set_word_vectors(model, vectors)
-        if start:
+        if start and not config.from_scratch:
             start.fill(model, task.labels)
 
     if trial:

@@ -116,3 +116,39 @@ def test_losses_are_those_of_the_definition(tokenizer):
     expected = -(pair[0, 0] + pair[1, 1])
     assert float(sums["next_sentence"]) == pytest.approx(expected, rel=1e-5)
     assert float(counts["next_sentence"]) == 2
+
+
+def test_replaced_tokens_are_told(tokenizer):
+    """ELECTRA: the encoder reads the generator's guesses and tells which are wrong."""
+    task = task_of(tokenizer, objective="replaced_tokens")
+    model = task.build_model()
+    ids = np.array([tokenizer.encode(stories(1), True)[0][:LENGTH]] * 2, np.int32)
+    batch = {"token_ids": ids, "padding_mask": np.ones_like(ids)}
+    batch |= {"segment_ids": np.zeros_like(ids), "weight": np.ones(2, np.float32)}
+    hidden = task.transform(batch, 3, 0)
+    inputs = {tensor.name: hidden[tensor.name] for tensor in model.inputs}
+    outputs = {k: np.asarray(v) for k, v in model.predict_on_batch(inputs).items()}
+
+    # What is drawn is the inverse of the distribution function, place by place.
+    powers = np.exp(outputs["masked_lm"] - outputs["masked_lm"].max(-1, keepdims=True))
+    shares = np.cumsum(powers / powers.sum(-1, keepdims=True), -1)
+    wanted = (shares < hidden["draws"][..., None]).sum(-1)
+    assert np.mean(outputs["sampled"] == wanted) > 0.95  # sums round differently
+
+    # The encoder saw the guesses: it says the same of a text that holds them already.
+    text = ids.copy()
+    real = hidden["mask_weights"] > 0
+    rows = np.nonzero(real)[0]
+    text[rows, hidden["mask_places"][real]] = outputs["sampled"][real]
+    nothing = np.zeros_like(hidden["mask_places"])
+    again = model.predict_on_batch(inputs | {"token_ids": text, "mask_places": nothing})
+    np.testing.assert_allclose(again["replaced"], outputs["replaced"], atol=1e-5)
+
+    labels = (text != ids).astype(np.float32)
+    logits = outputs["replaced"]
+    losses = np.log1p(np.exp(-np.abs(logits))) + np.maximum(logits, 0) - labels * logits
+    sums, counts = task.loss_sums(outputs, hidden), task.loss_counts(hidden)
+    assert float(sums["replaced_tokens"]) == pytest.approx(losses.sum(), rel=1e-4)
+    assert float(counts["replaced_tokens"]) == ids.size
+    hits, count = task.metric_sums(outputs, hidden)["replaced_tokens_accuracy"]
+    assert float(hits) == ((logits > 0) == (labels > 0)).sum() and count == ids.size

@@ -68,13 +68,16 @@ def start_from(config, architectures: list[str], kind="encoder") -> Start | None
     """
     name = config.model
     if name in architectures:
-        for flag in ("lora_rank", "unfreeze_epochs"):
+        for flag in ("lora_rank", "unfreeze_epochs", "from_scratch"):
             if getattr(config, flag, None):
                 raise UserError(
                     f"--{flag} is for a model that was trained before",
                     fix="Name a checkpoint, a preset or a run with --model",
                 )
         return None
+    adapted = getattr(config, "lora_rank", 0) or getattr(config, "unfreeze_epochs", 0)
+    if getattr(config, "from_scratch", False) and adapted:
+        raise UserError("--from_scratch leaves nothing to adapt or to unfreeze")
     from tfllm.models.encoder import EncoderConfig
     from tfllm.models.pretrained import open_checkpoint, presets
 

@@ -124,6 +124,9 @@ class TrainingFlags:
 class FineTuningFlags:
     """How a model that was trained before is trained on."""
 
+    from_scratch: bool = flag(
+        False, "take the model's shape and tokenizer, not its weights: to compare with"
+    )
     lora_rank: int = flag(
         0, "train low-rank adapters of this rank and the head alone", minimum=0
     )
