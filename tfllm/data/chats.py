@@ -70,7 +70,7 @@ def _row(messages: list[dict], more: Mapping[str, str] | None = None) -> dict:
 
 
 def _parsed(file: RawFile, pairs: bool) -> tuple[list[dict], str]:
-    found = json_items(file, KEYS)
+    found = json_items(file, {*KEYS, "chosen"})
     if found is None:
         raise file.error("conversations are JSON or JSON lines", FORMS)
     rows = []
@@ -140,7 +140,8 @@ def _said(role: str, content: Any) -> dict:
         texts = [part.get("text") for part in content if isinstance(part, dict)]
         content = "".join(text for text in texts if isinstance(text, str))
     if not isinstance(content, str) or not content.strip():
-        raise ValueError(f"what the {role} says is {'empty' if content else 'no text'}")
+        empty = isinstance(content, str)
+        raise ValueError(f"what the {role} says is {'empty' if empty else 'no text'}")
     return {"role": role, "content": content}
 
 
