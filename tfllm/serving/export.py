@@ -241,11 +241,16 @@ def _records(functions: dict, samples: Mapping, expected: Mapping) -> dict:
         if not inputs or set(inputs) != set(specs) or not all(inputs.values()):
             raise ValueError(f"signature {name!r} needs samples for {', '.join(specs)}")
         tensors = {k: _tensor(v, specs[k]) for k, v in inputs.items()}
-        outputs = {k: _plain(k, v.numpy()) for k, v in function(**tensors).items()}
+        made = function(**tensors)
+        outputs = {k: _plain(k, v.numpy()) for k, v in made.items()}
         given = expected.get(name, {})
         if unknown := set(given) - set(outputs):
             raise ValueError(f"signature {name!r} has no output {', '.join(unknown)}")
-        outputs |= {k: np.asarray(v).tolist() for k, v in given.items()}
+        # NumPy's own strings lose a NUL at their end.
+        outputs |= {
+            k: np.asarray(v, object if made[k].dtype == tf.string else None).tolist()
+            for k, v in given.items()
+        }
         inputs = {k: np.asarray(v, dtype=object).tolist() for k, v in inputs.items()}
         records[name] = {"inputs": inputs, "outputs": outputs}
     return records
