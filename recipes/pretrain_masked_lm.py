@@ -28,7 +28,7 @@ from tfllm.training.run import open_run
 
 SAMPLE = 50_000_000  # characters that the vocabulary is learned from
 WORDS = 50_000  # that the segmenter knows
-RATES = {"tiny": 8e-4, "mini": 6e-4, "small": 4e-4, "base": 1e-4}
+RATES = {"tiny": 1e-3, "mini": 1e-3, "small": 7e-4, "base": 3e-4}
 DEFAULTS = {
     "tokenizer": "wordpiece",
     "vocabulary_size": 16_000,
@@ -58,9 +58,11 @@ class PretrainingFlags:
         choices=["tiny", "mini", "small", "base"],
     )
     position: str = flag(
-        "learned", "how places are told", choices=["learned", "sinusoidal", "rotary"]
+        "rotary",
+        "how places are told; BERT's are learned, which takes far more text",
+        choices=["learned", "sinusoidal", "rotary"],
     )
-    norm_first: bool = flag(False, "norms before attention and feed-forward networks")
+    norm_first: bool = flag(True, "norms after each part, where BERT has them")
     objective: str = flag(
         "next_sentence",
         "what is learned beside masked words; replaced_tokens "

@@ -1,13 +1,17 @@
 """All models on all data sets with the recipe's defaults: accuracy, minutes, seeds.
 
     python tools/benchmarks/classification.py --data DIR [--sets trec] [--models lstm]
+    python tools/benchmarks/classification.py --data DIR --models minilm-l6 \\
+        --sets trec sst2_sentences clinc150 mrpc [--lora_rank 8 --name lora]
 
-DIR holds chnsenticorp/, thucnews_titles/, trec/, … A run that is finished already is
-read, not run again, so a stopped benchmark goes on. Prints a table and writes
-runs/benchmarks/classification.json.
+DIR holds chnsenticorp/, thucnews_titles/, trec/, … Flags that are none of these go to
+the recipe. A run that is finished already is read, not run again, so a stopped
+benchmark goes on. Prints a table and writes runs/benchmarks/classification.json.
 """
 
 import argparse
+import csv
+import gzip
 import json
 import statistics
 import subprocess
@@ -21,6 +25,8 @@ SETS = {
     "thucnews_titles": ("dev.txt.gz", None, "test.txt.gz"),
     "trec": ("TREC.train.all.gz", None, "TREC.test.all"),
     "sst2_sentences": ("train.tsv.gz", "dev.tsv", "test.tsv.gz"),
+    "clinc150": ("train.tsv", "val.tsv", "test.tsv"),
+    "mrpc": ("msr_paraphrase_train.txt.gz", None, "msr_paraphrase_test.txt.gz"),
 }
 MODELS = ["fasttext", "textcnn", "lstm", "transformer"]
 
@@ -29,7 +35,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, type=Path)
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS)[:3])
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
+    parser.add_argument("--models", nargs="+", default=MODELS)
+    parser.add_argument("--name", default="", help="tells runs with other flags apart")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--output", type=Path, default=Path("runs/benchmarks"))
     options, flags = parser.parse_known_args()
@@ -53,8 +60,11 @@ def main() -> int:
 
 def measure(options, name: str, model: str, seed: int, flags: list[str]) -> dict:
     """Runs the recipe, or reads what it left."""
-    run = options.output / f"{name}-{model}-{seed}"
+    label = "-".join(filter(None, [name, Path(model).name, options.name, str(seed)]))
+    run = options.output / label
     folder = options.data / name
+    if name == "clinc150":
+        folder = clinc(folder, options.output / name)
     train, validation, test = SETS[name]
     command = [sys.executable, str(ROOT / "recipes/text_classification.py")]
     command += ["--train_file", folder / train, "--test_file", folder / test]
@@ -76,6 +86,8 @@ def measure(options, name: str, model: str, seed: int, flags: list[str]) -> dict
         for split in ("validation", "test", "test_without_leaked")
         if split in results
     }
+    if len(results.get("per_class", [])) == 2:
+        figures["f1"] = results["per_class"][-1]["f1"]
     return figures | {"minutes": float(timed.read_text())}
 
 
@@ -87,8 +99,19 @@ def row(name: str, model: str, runs: list[dict]) -> str:
     return (
         f"| {name} | {model} | {validation} | {mean['test']:.2%} "
         f"± {100 * spread:.2f} | {mean['test_without_leaked']:.2%} "
-        f"| {mean['minutes']:.1f} |"
+        f"| {mean['minutes']:.1f} |" + (f" F1 {mean['f1']:.2%}" if "f1" in mean else "")
     )
+
+
+def clinc(folder: Path, output: Path) -> Path:
+    """The 150 intents as TSV, without what is out of scope."""
+    output.mkdir(parents=True, exist_ok=True)
+    with gzip.open(folder / "data_full.json.gz", "rt", encoding="utf-8") as file:
+        parts = json.load(file)
+    for part in ("train", "val", "test"):
+        with open(output / f"{part}.tsv", "w", encoding="utf-8", newline="") as file:
+            csv.writer(file, delimiter="\t", lineterminator="\n").writerows(parts[part])
+    return output
 
 
 if __name__ == "__main__":
