@@ -10,8 +10,6 @@ benchmark goes on. Prints a table and writes runs/benchmarks/classification.json
 """
 
 import argparse
-import csv
-import gzip
 import json
 import statistics
 import subprocess
@@ -25,7 +23,7 @@ SETS = {
     "thucnews_titles": ("dev.txt.gz", None, "test.txt.gz"),
     "trec": ("TREC.train.all.gz", None, "TREC.test.all"),
     "sst2_sentences": ("train.tsv.gz", "dev.tsv", "test.tsv.gz"),
-    "clinc150": ("train.tsv", "val.tsv", "test.tsv"),
+    "clinc150": ("data_full.json.gz",) * 3,
     "mrpc": ("msr_paraphrase_train.txt.gz", None, "msr_paraphrase_test.txt.gz"),
 }
 MODELS = ["fasttext", "textcnn", "lstm", "transformer"]
@@ -63,8 +61,6 @@ def measure(options, name: str, model: str, seed: int, flags: list[str]) -> dict
     label = "-".join(filter(None, [name, Path(model).name, options.name, str(seed)]))
     run = options.output / label
     folder = options.data / name
-    if name == "clinc150":
-        folder = clinc(folder, options.output / name)
     train, validation, test = SETS[name]
     command = [sys.executable, str(ROOT / "recipes/text_classification.py")]
     command += ["--train_file", folder / train, "--test_file", folder / test]
@@ -101,17 +97,6 @@ def row(name: str, model: str, runs: list[dict]) -> str:
         f"± {100 * spread:.2f} | {mean['test_without_leaked']:.2%} "
         f"| {mean['minutes']:.1f} |" + (f" F1 {mean['f1']:.2%}" if "f1" in mean else "")
     )
-
-
-def clinc(folder: Path, output: Path) -> Path:
-    """The 150 intents as TSV, without what is out of scope."""
-    output.mkdir(parents=True, exist_ok=True)
-    with gzip.open(folder / "data_full.json.gz", "rt", encoding="utf-8") as file:
-        parts = json.load(file)
-    for part in ("train", "val", "test"):
-        with open(output / f"{part}.tsv", "w", encoding="utf-8", newline="") as file:
-            csv.writer(file, delimiter="\t", lineterminator="\n").writerows(parts[part])
-    return output
 
 
 if __name__ == "__main__":
