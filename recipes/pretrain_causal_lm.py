@@ -47,7 +47,7 @@ DEFAULTS = {
     "label_smoothing": 0.0,
     "dropout": 0.0,
 }
-EVALUATIONS = 10  # of a run, where no flag says how many
+EVALUATIONS = 5  # of a run, where no flag says how many
 
 
 @dataclass
@@ -80,7 +80,8 @@ class Config(RunFlags, TrainingFlags, ModelFlags, TextFlags, CorpusFlags):
 def main(argv: list[str] | None = None) -> int:
     """Runs the recipe; returns the exit status."""
     config = parse(Config, argv, __doc__)
-    refuse(config, "l2", "label_smoothing")
+    own = ("hidden_size", "num_layers", "num_heads")
+    refuse(config, "l2", "label_smoothing", *(own if config.model else ()))
     name = config.model or f"{config.architecture}-{config.size}"
     run, config = open_run("pretrain_causal_lm", config, name)
     if run.finished:
@@ -101,7 +102,8 @@ def main(argv: list[str] | None = None) -> int:
 
         start = start_from(config, [], "decoder")
         tokenizer = start.tokenizer
-        defaults["max_length"] = min(defaults["max_length"], start.config.max_length)
+        longest = start.length(config.max_length, defaults["max_length"])
+        defaults["max_length"] = longest
         defaults["learning_rate"] = RATES["base"] / 10
     elif run.resumed:
         tokenizer = Tokenizer.load(run.path / "tokenizer")
@@ -133,7 +135,7 @@ def main(argv: list[str] | None = None) -> int:
     # 4. Train, or tell what training would take.
     shape = start.config if start else shape_of(
         *(STYLES[config.architecture], config.size, tokenizer.vocabulary_size),
-        **{k: getattr(config, k) for k in ("hidden_size", "num_layers", "num_heads")},
+        **{name: getattr(config, name) for name in own},
         max_length=config.max_length,
         dropout=config.dropout,
         attention_dropout=config.dropout,

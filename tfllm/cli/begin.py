@@ -8,8 +8,8 @@ from tfllm.core.quiet import load_tensorflow
 from tfllm.data.chats import template_for
 
 RANK = 16  # of the adapters of a model that others trained
+MAX_LENGTH = 512
 DEFAULTS = {
-    "max_length": 512,
     "epochs": 1,
     "optimizer": "adamw",
     "schedule": "cosine",
@@ -54,11 +54,10 @@ def begin_chat(config, adapter_rate: float, full_rate: float, batch_size: int):
 
     start = start_from(config, [], "decoder")
     config = fill(config, {"lora_rank": 0 if start.is_run else RANK})
-    longest = start.config.max_length
-    defaults = DEFAULTS | {"max_length": min(DEFAULTS["max_length"], longest)}
+    longest = start.length(config.max_length, MAX_LENGTH)
+    defaults = DEFAULTS | {"max_length": longest, "batch_size": batch_size}
     rate = adapter_rate if config.lora_rank else full_rate
-    defaults |= {"learning_rate": rate, "batch_size": batch_size}
-    config = fill(config, defaults)
+    config = fill(config, defaults | {"learning_rate": rate})
     note(f"{start.tokenizer}, max_length {config.max_length}")
     rates = {"dropout": config.dropout, "attention_dropout": config.dropout}
     common = {

@@ -41,6 +41,13 @@ class Start:
         """Whether it is a run of one's own."""
         return (Path(self.name) / "config.yaml").exists()
 
+    def length(self, wanted: int | None, default: int) -> int:
+        """Longest row: what was asked for, if the model can read it, or a default."""
+        most = self.config.max_length
+        if wanted and wanted > most:
+            raise UserError(f"--max_length {wanted} is more than the model's {most}")
+        return wanted or min(default, most)
+
     def fill(self, model, labels: list[str] | None = None) -> None:
         """Pours the weights in; the head only where it speaks of the same labels."""
         head = [v for v in model.weights if v.path.startswith("logits/")]
