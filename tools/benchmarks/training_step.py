@@ -16,6 +16,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -175,31 +176,45 @@ def work(name: str) -> None:
 def race(file: str, systems, rounds: int, order, options) -> dict[str, list[str]]:
     """What each system answered to `order`, a process each, in turns."""
     environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
-    workers = {}
+    workers, answers = {}, {}
     for name in systems:
         python = options.hf_python if name in HF else sys.executable
+        said = tempfile.TemporaryFile("w+")  # noqa: SIM115
         worker = subprocess.Popen(
             [python, file, *sys.argv[1:], "--worker", name],
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=said,
             text=True,
         )
-        if next(iter(worker.stdout), "").strip() == "ready":
-            workers[name] = worker
-        else:
-            print(f"{name}: not here", file=sys.stderr)
-    answers = {name: [] for name in workers}
+        workers[name], answers[name] = (worker, said), []
+        if "ready\n" not in iter(worker.stdout.readline, ""):
+            _gone(name, workers, answers)
     for _ in range(rounds):
-        for name, worker in workers.items():
-            worker.stdin.write(f"{order}\n")
-            worker.stdin.flush()
-            answers[name].append(worker.stdout.readline().strip())
-    for worker in workers.values():
+        for name, (worker, _) in list(workers.items()):
+            try:
+                worker.stdin.write(f"{order}\n")
+                worker.stdin.flush()
+                answers[name].append(worker.stdout.readline().strip())
+            except BrokenPipeError:
+                answers[name].append("")
+            if not answers[name][-1]:
+                _gone(name, workers, answers)
+    for worker, _ in workers.values():
         worker.stdin.close()
         worker.wait()
     return answers
+
+
+def _gone(name: str, workers: dict, answers: dict) -> None:
+    """Leaves out a system that ended, and tells what it said last."""
+    del answers[name]
+    worker, said = workers.pop(name)
+    worker.kill()
+    said.seek(0)
+    last = said.read().strip().splitlines()[-1:] or ["it said nothing"]
+    print(f"{name}: not here: {last[0]}", file=sys.stderr)
 
 
 def main() -> int:
