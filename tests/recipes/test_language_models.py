@@ -58,7 +58,8 @@ def pretrained(work, recipe):
     """A finished run with its export."""
     status = recipe(
         *("pretrain_causal_lm", *TEXT, *SHAPE, *FAST, "--max_steps", 60),
-        *("--eval_steps", 30, "--output_dir", "runs/base", "--export_name", "base"),
+        *("--copies", 9, "--learning_rate", 0.01, "--eval_steps", 30),
+        *("--output_dir", "runs/base", "--export_name", "base"),
     )
     assert status == 0
     return work / "runs" / "base"

@@ -46,7 +46,7 @@ def export_generator(
             beginning. None for what the model reads beside an answer, at most 1,024.
         max_new_tokens: Most tokens that may be asked for.
         defaults: Settings of `serving_default` and `chat`.
-        samples: Texts whose answers are recorded.
+        samples: Texts whose answers are recorded, where their prompts are not cut.
         about: Told in the README.
 
     Raises:
@@ -77,6 +77,14 @@ def export_generator(
         signatures.append(Signature("chat", served.chat, {"prompt": text}))
         first = [{"role": "system", "content": system}] if system else []
         asked = [chat.render([*first, {"role": "user", "content": t}]) for t in texts]
+    special = chat is not None
+    rows = generator.tokenizer.encode(asked, parse_special=special)
+    room = max_prompt - len(generator.prefix)
+    fit = [i for i, row in enumerate(rows) if len(row) <= room]
+    texts, asked = ([part[i] for i in fit] for part in (texts, asked))
+    if not fit:
+        what = f"no sample text fits into a prompt of {max_prompt} tokens"
+        raise UserError(what, fix="Export it with --plain")
     count = len(texts)
     drawn = {
         "max_new_tokens": [min(24, max_new_tokens)] * count,
@@ -86,7 +94,6 @@ def export_generator(
         "repetition_penalty": [1.0, 1.0, 1.1, 1.3][:count],
         "seed": list(range(count)),
     }
-    special = chat is not None
     plain = generator.generate(asked, parse_special=special, **defaults)
     made = generator.generate(asked, parse_special=special, **drawn)
     scores = generator.score(texts)
