@@ -79,7 +79,6 @@ TRAINING = {
         "learning_rate": 1e-4,
         "adversarial": 0.1,
         "epochs": 4,
-        "length_limit": 128,
     },
 }
 LORA_RATE = 1e-3  # adapters start from nothing and want larger steps
