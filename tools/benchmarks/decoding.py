@@ -213,13 +213,10 @@ def main() -> int:
     for kind in ("", "float32"):  # against the best there is, and like with like
         peers = [row for name, row in middles.items()
                  if not name.startswith("ours") and kind in name]  # fmt: skip
-        for name in OURS if peers else ():
-            ratios = (
-                f"{min(peer[c] for peer in peers) / middles[name][c]:.2f}"
-                for c in cases
-                if c in rates and name in middles
-            )
-            print(f"| {name} : best other {kind} | {' | '.join(ratios)} | |")
+        for name in (name for name in OURS if peers and name in middles):
+            best = {c: min(peer[c] for peer in peers) for c in cases if c in rates}
+            ratios = " | ".join(f"{best[c] / middles[name][c]:.2f}" for c in best)
+            print(f"| {name}, times the best other {kind} | {ratios} | |")
     output = Path(options.output or f"runs/benchmarks/decoding_{options.mode}.json")
     output.parent.mkdir(parents=True, exist_ok=True)
     about = {"machine": platform.processor(), "cores": os.cpu_count()}
