@@ -109,15 +109,13 @@ def path_scores(emissions, transitions, mask, tags):
 def path_chances(emissions, transitions, mask, tags) -> dict:
     """What `CRF` returns of how likely paths and their parts are."""
     alphas, last = _forward(emissions, transitions, mask)
-    following, more = _following(emissions, mask)
 
-    def step(score, states):
-        both = transitions + (score + states[0])[:, None, :]
-        beta = ops.logsumexp(both, axis=-1)
-        return beta, [beta]
+    def step(score, beta):
+        return ops.logsumexp(transitions + (score + beta)[:, None, :], axis=-1)
 
-    zeros = ops.zeros_like(emissions[:, 0])
-    betas, _ = _loop(step, following, zeros, more, backwards=True)
+    betas, _ = _loop(
+        step, *_following(emissions, mask), ops.zeros_like(last), backwards=True
+    )
     place = ops.cast(tags, "int32")[..., None]
     total = ops.logsumexp(last, axis=-1, keepdims=True)
     before = ops.take_along_axis(alphas, place, axis=-1)[..., 0] - total
@@ -129,40 +127,30 @@ def path_chances(emissions, transitions, mask, tags) -> dict:
 
 def viterbi(emissions, transitions, mask):
     """The path of the highest score: tags int32 `[batch, length]`, 0 at padding."""
-    following, more = _following(emissions, mask)
-    size = emissions.shape[-1]
+    scores, more = _following(emissions, mask)
 
-    def step(score, states):
-        ways = states[0][:, :, None] + transitions
-        best = ops.max(ways, axis=1) + score
-        came_from = ops.cast(ops.argmax(ways, axis=1), "float32")
-        return ops.concatenate([came_from, best], axis=-1), [best]
+    def step(score, best):
+        ways = best[:, :, None] + transitions
+        return ops.max(ways, axis=1) + score, ops.argmax(ways, axis=1)
 
-    found, best = _loop(step, following, emissions[:, 0], more)
-    came_from = ops.cast(found[..., :size], "int32")
-    tag = ops.cast(ops.argmax(best, axis=-1), "int32")[:, None]
+    def back(pointers, tag):
+        return ops.take_along_axis(pointers, ops.cast(tag, "int32"), axis=-1)
 
-    def back(pointers, states):
-        # Where nothing follows, a place keeps the tag that the path ends with.
-        pointers, more = pointers[:, :-1], pointers[:, -1:]
-        one = ops.take_along_axis(pointers, states[0], axis=-1)
-        tag = ops.where(more > 0, one, states[0])
-        return tag, [tag]
-
-    pointers = ops.concatenate([came_from, ops.cast(more, "int32")[..., None]], axis=-1)
-    tags, _ = _loop(back, pointers, tag, None, backwards=True)
-    return ops.flip(tags[..., 0], axis=1) * ops.cast(mask, "int32")
+    pointers, best = _loop(step, scores, more, emissions[:, 0])
+    last = ops.cast(ops.argmax(best, axis=-1), "float32")[:, None]
+    # Where nothing follows, a place keeps the tag that the path ends with.
+    tags, _ = _loop(back, pointers, more, last, backwards=True)
+    return ops.cast(ops.flip(tags[..., 0], axis=1) * mask, "int32")
 
 
 def _forward(emissions, transitions, mask):
     """Log sums over all paths to each place and tag, and those to the last place."""
 
-    def step(score, states):
-        alpha = ops.logsumexp(states[0][:, :, None] + transitions, axis=1) + score
-        return alpha, [alpha]
+    def step(score, alpha):
+        return ops.logsumexp(alpha[:, :, None] + transitions, axis=1) + score
 
-    start, (following, more) = emissions[:, 0], _following(emissions, mask)
-    alphas, last = _loop(step, following, start, more)
+    start = emissions[:, 0]
+    alphas, last = _loop(step, *_following(emissions, mask), start)
     return ops.concatenate([start[:, None], alphas[:, :-1]], axis=1), last
 
 
@@ -172,15 +160,29 @@ def _following(emissions, mask):
     return scores, ops.pad(mask[:, 1:], ((0, 0), (0, 1)))
 
 
-def _loop(step, inputs, state, mask, backwards=False):
-    """Outputs in the order of the steps, and the last state; padding leaves both."""
-    _, outputs, states = keras.src.backend.rnn(
-        step,
-        inputs,
-        [state],
-        mask=None if mask is None else ops.cast(mask, "bool"),
-        go_backwards=backwards,
-    )
+def _loop(step, inputs, more, state, backwards=False):
+    """Takes a step a place, where there is one, else the state stays as it is.
+
+    Args:
+        step: (input, state) → the new state, perhaps with another output.
+        inputs: `[batch, length, size]`.
+        more: `[batch, length]`, whether there is a step to take.
+        state: float32 `[batch, size]`.
+        backwards: Whether to begin at the end.
+
+    Returns:
+        The outputs, in the order of the steps, and the last state.
+    """
+
+    def masked(both, states):
+        found = step(both[:, :-1], states[0])
+        new, output = found if isinstance(found, tuple) else (found, None)
+        state = ops.where(both[:, -1:] > 0, new, states[0])
+        return state if output is None else ops.cast(output, "float32"), [state]
+
+    both = ops.concatenate([inputs, more[..., None]], axis=-1)
+    run = keras.src.backend.rnn
+    _, outputs, states = run(masked, both, [state], go_backwards=backwards)
     return outputs, states[0]
 
 
