@@ -29,6 +29,10 @@ ROPE3 = {
     "original_max_position_embeddings": 16,
 }
 LINEAR = {"rope_type": "linear", "rope_theta": 700.0, "factor": 2.0}
+T5 = {"vocab_size": 60, "d_model": 32, "d_kv": 12, "d_ff": 48, "num_layers": 2}
+T5 |= {"num_decoder_layers": 3, "num_heads": 4, "relative_attention_num_buckets": 8}
+T5 |= {"relative_attention_max_distance": 9, "decoder_start_token_id": 0}
+T5_GATED = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
 THREE = {"num_labels": 3, "id2label": {0: "bad", 1: "so so", 2: "good"}}
 # folder: (family, class without its stem, configuration)
 MODELS = {
@@ -75,6 +79,9 @@ MODELS = {
         | {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 2},
     ),
     "qwen3": ("Qwen3", "ForCausalLM", LLAMA | {"head_dim": 12}),
+    "t5": ("T5", "ForConditionalGeneration", T5),
+    "t5-gated": ("T5", "ForConditionalGeneration", T5 | T5_GATED),
+    "t5-untied": ("T5", "ForConditionalGeneration", T5 | T5_GATED),
 }
 
 
@@ -96,6 +103,9 @@ def outputs(model, name):
     inputs = {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
     if name.startswith(("bert", "albert")):
         inputs["token_type_ids"] = torch.tensor(segments)
+    if name.startswith("t5"):  # both sides read the same
+        inputs["decoder_input_ids"] = inputs["input_ids"]
+        inputs["decoder_attention_mask"] = inputs["attention_mask"]
     with torch.no_grad():
         found = model.eval()(**inputs)
     kind = type(model).__name__
@@ -123,6 +133,9 @@ def main():
         if task == "make":
             torch.manual_seed(0)
             model = cls(getattr(transformers, f"{stem}Config")(**config)).float()
+            if name == "t5-untied":
+                head = torch.zeros_like(model.lm_head.weight)
+                model.lm_head.weight = torch.nn.Parameter(head)
             for parameter in model.parameters():  # biases and norms too
                 torch.nn.init.normal_(parameter, 0.1, 0.2)
             if config.get("type_vocab_size") == 1:  # bfloat16 and shards, once

@@ -52,6 +52,7 @@ def outputs(model, ids, mask=None, segments=None):
     }
     if mask is not None:
         arrays |= {"padding_mask": mask.astype("int32")}
+    arrays |= {"source_ids": ids, "source_mask": arrays["padding_mask"]}
     if segments is not None:
         arrays |= {"segment_ids": segments.astype("int32")}
     found = model({name: arrays[name] for name in model.input})

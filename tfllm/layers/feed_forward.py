@@ -5,7 +5,7 @@ from keras import ops
 
 from tfllm.layers.dropout import Dropout
 
-GATED = {"swiglu": "silu", "geglu": "gelu"}
+GATED = {"swiglu": "silu", "geglu": "gelu", "geglu_tanh": "gelu_tanh"}
 
 
 def activate(name: str, inputs):
@@ -28,7 +28,7 @@ class FeedForward(keras.layers.Layer):
         hidden_size: Size of the vectors that come in and go out.
         intermediate_size: Size in between.
         activation: `gelu`, `gelu_tanh`, `relu`, `silu`, …, or gated: `swiglu`,
-            `geglu`.
+            `geglu`, `geglu_tanh`.
         use_bias: Biases of all dense layers.
         dropout: On the vectors in between.
         initializer: Of the kernels.

@@ -164,3 +164,25 @@ def apply_rotary(heads, rotary):
     return ops.concatenate(
         [first * cos - second * sin, second * cos + first * sin], axis=-1
     )
+
+
+def distance_buckets(count: int, most: int, both_ways: bool) -> np.ndarray:
+    """T5's ranges of distance: small ones alone, larger ones by their logarithm.
+
+    Args:
+        count: Number of ranges.
+        most: From this distance on all are one.
+        both_ways: Whether what stands behind a token has half of the ranges.
+
+    Returns:
+        int32 `[2 * most + 1]`: the range of each distance from `-most` (a key that far
+        behind the query) to `most` (before it).
+    """
+    distance = np.arange(-most, most + 1)
+    half = count // 2 if both_ways else count
+    near = abs(distance) if both_ways else np.maximum(distance, 0)
+    alone = half // 2
+    ratio = np.maximum(near, 1).astype("float32") / alone
+    far = alone + (np.log(ratio) / math.log(most / alone) * (half - alone)).astype(int)
+    buckets = np.where(near < alone, near, np.minimum(far, half - 1))
+    return (buckets + half * (distance < 0) * both_ways).astype("int32")

@@ -28,6 +28,7 @@ class TransformerBlock(keras.layers.Layer):
         attention_bias: Biases of query, key and value.
         output_bias: Bias of the attention's output; None for `attention_bias`.
         qk_norm: See `MultiHeadAttention`.
+        attention_scale: See `scale` of `MultiHeadAttention`.
         activation: See `FeedForward`.
         feed_forward_bias: Biases of the feed-forward network.
         norm: `layer_norm` or `rms_norm`.
@@ -51,6 +52,7 @@ class TransformerBlock(keras.layers.Layer):
         attention_bias=True,
         output_bias=None,
         qk_norm=False,
+        attention_scale=None,
         activation="gelu",
         feed_forward_bias=True,
         norm="layer_norm",
@@ -73,6 +75,7 @@ class TransformerBlock(keras.layers.Layer):
             "attention_bias": attention_bias,
             "output_bias": output_bias,
             "qk_norm": qk_norm,
+            "attention_scale": attention_scale,
             "activation": activation,
             "feed_forward_bias": feed_forward_bias,
             "norm": norm,
@@ -102,6 +105,7 @@ class TransformerBlock(keras.layers.Layer):
                 output_bias=output_bias,
                 qk_norm=qk_norm,
                 norm_epsilon=norm_epsilon,
+                scale=attention_scale,
                 dropout=attention_dropout,
                 initializer=initializer,
                 output_initializer=output_initializer,
@@ -155,38 +159,39 @@ class TransformerBlock(keras.layers.Layer):
             hidden: `[batch, length, hidden_size]`.
             bias: What `AttentionBias` returned.
             rotary: What `RotaryPositions` returned.
-            context: `[batch, keys, hidden_size]`, with `cross_attention`.
+            context: `[batch, keys, hidden_size]`, with `cross_attention`, or what
+                `cross.keep` made of it.
             context_bias: `[batch, 1, 1, keys]`.
             training: Whether dropout is on.
             cache: See `MultiHeadAttention`; for the self-attention.
         """
-        options = {"bias": bias, "rotary": rotary, "training": training}
+        options = {"bias": bias, "rotary": rotary}
         if cache is not None:
             options["cache"] = cache
-
-        def residual(name, hidden, function):
-            norm = getattr(self, f"{name}_norm")
-            dropout = getattr(self, f"{name}_dropout")
-            if self.norm_first:
-                return hidden + dropout(function(norm(hidden)), training=training)
-            return norm(hidden + dropout(function(hidden), training=training))
-
-        hidden = residual(
-            "attention",
-            hidden,
-            lambda x: self.attention(x, **options),
-        )
+        hidden = self._residual("attention", hidden, training, **options)
         if self.cross_attention:
-            hidden = residual(
-                "cross",
-                hidden,
-                lambda x: self.cross(
-                    x, bias=context_bias, context=context, training=training
-                ),
-            )
-        return residual(
-            "feed_forward", hidden, lambda x: self.feed_forward(x, training=training)
-        )
+            options = {"bias": context_bias, "context": context}
+            hidden = self._residual("cross", hidden, training, **options)
+        return self._residual("feed_forward", hidden, training)
+
+    def context_shares(self, hidden, bias, rotary, context, context_bias):
+        """Where tokens look in the context; arguments as in `call`.
+
+        Returns:
+            float32 `[batch, num_heads, length, keys]`.
+        """
+        hidden = self._residual("attention", hidden, False, bias=bias, rotary=rotary)
+        query = self.cross_norm(hidden) if self.norm_first else hidden
+        key, _ = self.cross.project_key_value(context)
+        return self.cross.shares(self.cross.project_query(query), key, context_bias)
+
+    def _residual(self, name, hidden, training, **options):
+        function, norm = getattr(self, name), getattr(self, f"{name}_norm")
+        dropout = getattr(self, f"{name}_dropout")
+        new = norm(hidden) if self.norm_first else hidden
+        new = function(new, training=training, **options)
+        hidden = hidden + dropout(new, training=training)
+        return hidden if self.norm_first else norm(hidden)
 
     def get_config(self):
         """Returns the constructor's arguments."""

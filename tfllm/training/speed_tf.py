@@ -75,9 +75,9 @@ def _attention(layer):
     parts = (layer.query, layer.key, layer.value)
     heads = (layer.num_heads, layer.num_kv_heads, layer.num_kv_heads)
 
-    def call(hidden, bias=None, rotary=None, context=None, training=False):
+    def call(hidden, bias=None, rotary=None, context=None, training=False, cache=None):
         if not training or context is not None:
-            return plain(hidden, bias, rotary, context, training=training)
+            return plain(hidden, bias, rotary, context, training, cache)
         kernel = tf.concat([ops.convert_to_tensor(p.kernel) for p in parts], 1)
         biases = tf.concat([ops.convert_to_tensor(p.bias) for p in parts], 0)
         sizes = [p.units for p in parts]

@@ -14,6 +14,7 @@ from tfllm.core.errors import UserError
 from tfllm.layers import lora
 from tfllm.models.decoder import DecoderConfig, decoder
 from tfllm.models.encoder import encoder
+from tfllm.models.encoder_decoder import EncoderDecoderConfig, encoder_decoder
 from tfllm.models.pretrained import keras_hub, presets, tensors
 from tfllm.models.pretrained.configs import Config, family_of, read_config
 from tfllm.models.pretrained.families import FAMILIES
@@ -60,6 +61,8 @@ class Checkpoint:
         """
         if isinstance(self.config, DecoderConfig):
             model = decoder(self.config, dtype, packed)
+        elif isinstance(self.config, EncoderDecoderConfig):
+            model = encoder_decoder(self.config, dtype)
         else:
             model = encoder(
                 self.config,
@@ -99,7 +102,7 @@ class Checkpoint:
                 used.add(tensor.name)
                 places.append((variable, tensor, lazy))
                 continue
-            body = path.startswith(("block_", "token_embedding"))
+            body = "block_" in path or path.startswith("token_embedding")
             own = not body and (tensor is None or family.is_head(tensor.name))
             if not heads and (own or path.rpartition("/")[2] in lora.NAMES):
                 fresh.append(path)
@@ -206,9 +209,15 @@ def _checkpoint(source: Path, settings: dict, found: dict[str, Lazy]) -> Checkpo
         for key, lazy in found.items()
         if not any(re.fullmatch(pattern, key) for pattern in family.ignored)
     }
-    if getattr(config, "tie_embeddings", True):
-        _untie(family.tied, found, source)
-    if family.kind == "decoder":
+    if family.kind == "encoder_decoder":  # tensors tell, not the configuration
+        head, table = (found.get(f"{name}.weight") for name in ("lm_head", "shared"))
+        both = head is not None and table is not None
+        own = both and not np.array_equal(head.read(), table.read())
+        config = replace(config, tie_embeddings=not own)
+    own = () if getattr(config, "tie_embeddings", True) else family.heads.values()
+    tied = {copy: name for copy, name in family.tied.items() if copy not in own}
+    _untie(tied, found, source)
+    if family.kind != "encoder":
         return Checkpoint(name, config, source, found)
     rows = family.classifier
     classifier = any(f"{module}.weight" in found for module in rows.values())

@@ -5,9 +5,15 @@ from dataclasses import fields, replace
 from tfllm.core.errors import UserError, did_you_mean
 from tfllm.models.decoder import DecoderConfig
 from tfllm.models.encoder import EncoderConfig
+from tfllm.models.encoder_decoder import EncoderDecoderConfig
 from tfllm.models.pretrained.families import ALIASES, FAMILIES, Family
 
-Config = EncoderConfig | DecoderConfig
+Config = EncoderConfig | DecoderConfig | EncoderDecoderConfig
+KINDS = {
+    "encoder": EncoderConfig,
+    "decoder": DecoderConfig,
+    "encoder_decoder": EncoderDecoderConfig,
+}
 
 ACTIVATIONS = {
     "gelu": "gelu",
@@ -19,6 +25,7 @@ ACTIVATIONS = {
     "swish": "silu",
 }
 GATED = {"silu": "swiglu", "gelu": "geglu"}
+T5_GATED = {"gated-gelu": "geglu_tanh", "gated-silu": "swiglu"}
 SCALINGS = ("linear", "llama3")
 # What only training uses need not be said.
 UNSAID = {"dropout", "attention_dropout", "initializer_range"}
@@ -32,6 +39,8 @@ def family_of(settings: dict, where=None) -> str:
     """
     kind = settings.get("model_type", "")
     name = ALIASES.get(kind, kind)
+    if name == "t5" and settings.get("feed_forward_proj", "").startswith("gated"):
+        name = "t5-gated"
     if name not in FAMILIES:
         raise UserError(
             f"models of type '{kind}' are not known; known are {', '.join(FAMILIES)}",
@@ -61,7 +70,7 @@ def read_config(settings: dict, where=None) -> Config:
         ours[field] = settings.get(key, *default)
     if missing:
         raise UserError(f"the configuration lacks {', '.join(missing)}", where)
-    table = GATED if _gated(family) else ACTIVATIONS
+    table = _activations(family)
     if ours["activation"] not in table:
         raise UserError(f"unknown activation '{ours['activation']}'", where)
     ours["activation"] = table[ours["activation"]]
@@ -70,6 +79,10 @@ def read_config(settings: dict, where=None) -> Config:
             ours["position_offset"] = settings.get("pad_token_id", 1) + 1
             ours["max_length"] -= ours["position_offset"]
         return EncoderConfig(**ours)
+    if family.kind == "encoder_decoder":
+        scaled = settings.get("scale_decoder_outputs")
+        ours["scale_logits"] = ours["scale_logits"] if scaled is None else scaled
+        return normal(EncoderDecoderConfig(**ours))
     ours["intermediate_size"] = ours["intermediate_size"] or 4 * ours["hidden_size"]
     if "attention_bias" in family.config:
         ours["output_bias"] = ours["attention_bias"]
@@ -86,13 +99,12 @@ def write_config(name: str, config: Config) -> dict:
         fix = did_you_mean(name, FAMILIES) or f"Known are {', '.join(FAMILIES)}"
         raise UserError(f"unknown family '{name}'", fix=fix)
     family = FAMILIES[name]
-    kind = EncoderConfig if family.kind == "encoder" else DecoderConfig
-    if not isinstance(config, kind):
+    if not isinstance(config, KINDS[family.kind]):
         raise UserError(f"'{name}' is a family of {family.kind}s, the model is not")
-    settings = {"model_type": name, **family.demands}
+    settings = {"model_type": name.removesuffix("-gated"), **family.demands}
     for field, row in family.config.items():
         settings[row if isinstance(row, str) else row[0]] = getattr(config, field)
-    table = GATED if _gated(family) else ACTIVATIONS
+    table = _activations(family)
     names = {ours: theirs for theirs, ours in reversed(table.items())}
     activation = family.config["activation"][0]
     settings[activation] = names.get(config.activation)
@@ -101,6 +113,10 @@ def write_config(name: str, config: Config) -> dict:
         settings["pad_token_id"] = config.position_offset - 1
     elif name == "gpt2":
         settings["embd_pdrop"] = config.dropout
+    elif family.kind == "encoder_decoder":
+        settings["d_kv"] = config.head_size or config.hidden_size // config.num_heads
+        settings["num_decoder_layers"] = config.decoder_layers
+        settings["is_encoder_decoder"] = True
     elif family.kind == "decoder":
         settings["num_key_value_heads"] = config.num_kv_heads or config.num_heads
         size = config.head_size or config.hidden_size // config.num_heads
@@ -118,6 +134,8 @@ def write_config(name: str, config: Config) -> dict:
             again = replace(again, pooler=config.pooler)
             if name == "distilbert" and not config.pooler:
                 again = replace(again, pooler_activation=config.pooler_activation)
+        elif family.kind == "encoder_decoder":
+            again = replace(again, tie_embeddings=config.tie_embeddings)
         lost = _differences(again, normal(config))
     else:
         lost = ["activation"]
@@ -133,10 +151,13 @@ def normal(config: Config) -> Config:
         if config.num_kv_heads == config.num_heads:
             return replace(config, num_kv_heads=None)
         return config
-    if config.num_kv_heads == config.num_heads:
-        config = replace(config, num_kv_heads=None)
     if (config.head_size or 0) * config.num_heads == config.hidden_size:
         config = replace(config, head_size=None)
+    if isinstance(config, EncoderDecoderConfig):
+        same = config.num_decoder_layers == config.num_layers
+        return replace(config, num_decoder_layers=None) if same else config
+    if config.num_kv_heads == config.num_heads:
+        config = replace(config, num_kv_heads=None)
     if config.window is None or config.window_from >= config.num_layers:
         config = replace(config, window=None, window_from=0)
     return config
@@ -147,8 +168,12 @@ def _differences(a: Config, b: Config) -> list[str]:
     return [name for name in names if getattr(a, name) != getattr(b, name)]
 
 
-def _gated(family: Family) -> bool:
-    return "block_#/feed_forward/gate" in family.body
+def _activations(family: Family) -> dict[str, str]:
+    """Our activation by theirs."""
+    if family.kind == "encoder_decoder":
+        gated = "encoder_block_#/feed_forward/gate" in family.body
+        return T5_GATED if gated else ACTIVATIONS
+    return GATED if "block_#/feed_forward/gate" in family.body else ACTIVATIONS
 
 
 def _rope(settings: dict, where) -> dict:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tfllm.models.decoder import STYLES
+from tfllm.models.encoder_decoder import T5
 
 VARIABLES = {
     "kernel": "weight",
@@ -31,7 +32,7 @@ class Family:
         prefix: Of the body's tensors.
         body: Our layer → their module.
         config: Our field → their key, or (key, default).
-        kind: `encoder` or `decoder`.
+        kind: `encoder`, `decoder` or `encoder_decoder`.
         heads: Our layer → their module, for what may or may not be there.
         classifier: The same, for whole texts' labels, where that head has another
             shape than for tags; these rows come first.
@@ -41,7 +42,7 @@ class Family:
         demands: Their key → the only value that is known here.
         transposed: A kernel lies as `[out, in]`.
         architectures: Their class by head: `""` (none), `masked_lm`, `next_sentence`,
-            `labels`, `tags`, `causal_lm`.
+            `labels`, `tags`, `causal_lm`, `seq2seq`.
     """
 
     prefix: str
@@ -64,8 +65,8 @@ class Family:
             path: Such as `block_0/attention/query/kernel`.
             classifier: Whether the rows of `classifier` count.
         """
-        number = re.match(r"block_(\d+)/", path)
-        row = re.sub(r"^block_\d+/", "block_#/", path)
+        number = re.match(r"\w*block_(\d+)/", path)
+        row = re.sub(r"^(\w*block_)\d+/", r"\1#/", path)
         layer, _, variable = row.rpartition("/")
         tables = [self.classifier] * classifier + [self.heads, self.body]
         for table in tables:
@@ -403,6 +404,65 @@ def _llama(stem: str, defaults: dict, **options) -> Family:
     )
 
 
+def _t5(feed_forward: str) -> Family:
+    """T5, or what followed it (1.1, Flan), whose feed-forward networks are gated.
+
+    Args:
+        feed_forward: Rows of a feed-forward network.
+    """
+    attention = """
+        {0}/query   {1}.{2}.q
+        {0}/key     {1}.{2}.k
+        {0}/value   {1}.{2}.v
+        {0}/output  {1}.{2}.o
+        {0}_norm    {1}.layer_norm
+    """
+    own = attention.format("attention", 0, "SelfAttention")
+    cross = attention.format("cross_attention", 1, "EncDecAttention")
+    body = {"token_embedding": "shared"}
+    for side, parts in (("encoder", [own]), ("decoder", [own, cross])):
+        last = len(parts)
+        parts = [*parts, feed_forward.format(last)]
+        parts.append(f"feed_forward_norm {last}.layer_norm")
+        body |= _rows(f"{side}_block_#/", f"{side}.block.#.layer.", "\n".join(
+            line for part in parts for line in part.splitlines() if line.strip()
+        ))  # fmt: skip
+        body[f"{side}_norm"] = f"{side}.final_layer_norm"
+        first = f"{side}.block.0.layer.0.SelfAttention"
+        body[f"{side}_bias"] = f"{first}.relative_attention_bias"
+    return Family(
+        prefix="",
+        kind="encoder_decoder",
+        body=body,
+        config={
+            "vocabulary_size": "vocab_size",
+            "hidden_size": "d_model",
+            "num_layers": "num_layers",
+            "num_decoder_layers": ("num_decoder_layers", None),
+            "num_heads": "num_heads",
+            "head_size": "d_kv",
+            "intermediate_size": "d_ff",
+            "max_length": ("n_positions", 512),
+            "relative_buckets": ("relative_attention_num_buckets", 32),
+            "relative_distance": ("relative_attention_max_distance", 128),
+            "activation": ("feed_forward_proj", "relu"),
+            "norm_epsilon": ("layer_norm_epsilon", 1e-6),
+            "dropout": ("dropout_rate", 0.1),
+            "attention_dropout": ("dropout_rate", 0.1),
+            # What this key says of T5; whether there are two matrices, tensors tell.
+            "scale_logits": ("tie_word_embeddings", True),
+        },
+        heads={"token_embedding/reverse_embeddings": "lm_head.weight"},
+        tied={
+            f"{name}.weight": "shared.weight"
+            for name in ("encoder.embed_tokens", "decoder.embed_tokens", "lm_head")
+        },
+        ignored=(r"decoder.*EncDecAttention\.relative_attention_bias\.weight",),
+        style=T5,
+        architectures={"seq2seq": "T5ForConditionalGeneration"},
+    )
+
+
 _HEAD = {"head_size": ("head_dim", None)}
 FAMILIES = {
     "bert": BERT,
@@ -423,6 +483,19 @@ FAMILIES = {
         {"head_size": ("head_dim", 128)}
         | {"attention_bias": ("attention_bias", False)},
         style=STYLES["qwen3"],
+    ),
+    "t5": _t5(
+        """
+        feed_forward/up    {0}.DenseReluDense.wi
+        feed_forward/down  {0}.DenseReluDense.wo
+        """
+    ),
+    "t5-gated": _t5(
+        """
+        feed_forward/gate  {0}.DenseReluDense.wi_0
+        feed_forward/up    {0}.DenseReluDense.wi_1
+        feed_forward/down  {0}.DenseReluDense.wo
+        """
     ),
 }
 # The same files under another name.

@@ -65,12 +65,16 @@ def save_hf(
             raise UserError(f"{len(names)} labels for {count} outputs")
         settings["id2label"] = {str(i): name for i, name in enumerate(names)}
         settings["label2id"] = {name: i for i, name in enumerate(names)}
-    if rows.kind == "decoder":  # the family's own would be ids of another vocabulary
+    if rows.kind != "encoder":  # the family's own would be ids of another vocabulary
         settings |= {"bos_token_id": None, "eos_token_id": None}
     for role in ("bos", "eos", "pad"):
         found = getattr(tokenizer, f"{role}_id", None)
         if found is not None and settings.get(f"{role}_token_id") is None:
             settings[f"{role}_token_id"] = found
+    if rows.kind == "encoder_decoder":
+        start = settings["bos_token_id"]
+        start = settings.get("pad_token_id", 0) if start is None else start
+        settings["decoder_start_token_id"] = start
 
     shards, size = [[]], 0
     for name, lazy in theirs.items():
@@ -101,8 +105,8 @@ def save_hf(
 
 
 def _head(layers: set[str], kind: str, pooler: bool) -> str:
-    if kind == "decoder":
-        return "causal_lm"
+    if kind != "encoder":
+        return {"decoder": "causal_lm", "encoder_decoder": "seq2seq"}[kind]
     if "logits" in layers:
         return "labels" if pooler else "tags"
     if "next_sentence" in layers:
