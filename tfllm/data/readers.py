@@ -33,7 +33,7 @@ _SPLITS = {
     "validation": ("validation", "valid", "val", "dev", "development"),
     "test": ("test", "testing", "eval"),
 }
-_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can hold halves of characters
+SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can hold halves of characters
 
 
 @dataclass
@@ -227,7 +227,7 @@ def _checked(file: RawFile, raw_rows) -> Iterator[dict]:
             reason = "the text is not a string"
         elif not all(one.strip() for one in texts):
             reason = "the text is empty"
-        elif any(map(_SURROGATE.search, texts)):
+        elif any(map(SURROGATE.search, texts)):
             reason = "the text is not Unicode (half a surrogate pair)"
         elif file.labels and (label is None or str(label).strip() == ""):
             reason = "the label is empty"
@@ -358,21 +358,31 @@ def _parallel(file: RawFile):
     """`seq.in`, a text a line, with a file `label` of as many lines beside it."""
     if file.path.name not in ("seq.in", "seq.in.gz"):
         return None
-    beside = [p for p in map(file.path.with_name, ("label", "label.gz")) if p.exists()]
-    if not beside and file.labels:
-        raise file.error("there is no file 'label' beside it")
-    if not beside:
+    labels = beside(file, "label")
+    if labels is None:
+        if file.labels:
+            raise file.error("there is no file 'label' beside it")
         return None
     texts = file.text.rstrip("\n").split("\n")
-    labels = decode(beside[0])[0].rstrip("\n").split("\n")
-    if len(texts) != len(labels):
-        what = f"{len(texts):,} texts but {len(labels):,} labels in {beside[0].name}"
-        raise file.error(what)
-    file.found |= {"text": file.path.name, "label": beside[0].name}
+    file.found |= {"text": file.path.name, "label": "label"}
     rows = (
         (n, t, None, c) for n, (t, c) in enumerate(zip(texts, labels, strict=True), 1)
     )
     return rows, "parallel files"
+
+
+def beside(file: RawFile, name: str) -> list[str] | None:
+    """The lines of a file beside this one, as many as it has itself; None without."""
+    paths = [file.path.with_name(one) for one in (name, f"{name}.gz")]
+    found = next((path for path in paths if path.exists()), None)
+    if found is None:
+        return None
+    own, others = (
+        text.rstrip("\n").split("\n") for text in (file.text, decode(found)[0])
+    )
+    if len(own) != len(others):
+        raise file.error(f"{len(own):,} lines but {len(others):,} in {found.name}")
+    return others
 
 
 def _table(file: RawFile):

@@ -50,9 +50,8 @@ class CRF(keras.layers.Layer):
             What `log_likelihood` takes: `emissions` `[batch, length, K]`, which hold
             the scores of the ends of a path too, and `transitions` `[K, K]`. The best
             path: `tags` int32 `[batch, length]` and its probability `score`
-            `[batch]`. The log of the probability of
-            a part of it, from place s to place e, is `before[s] + along[e] - along[s]
-            + after[e]`, each `[batch, length]`.
+            `[batch]`. The log of the probability of its part from place s to place e
+            is `before[s] + along[e] - along[s] + after[e]`, each `[batch, length]`.
         """
         emissions = ops.cast(emissions, "float32")
         mask = ops.cast(mask, "float32")
@@ -68,11 +67,8 @@ class CRF(keras.layers.Layer):
             emissions = emissions + last[..., None] * ops.cast(self.last, "float32")
         tags = viterbi(emissions, transitions, mask)
         chances = path_chances(emissions, transitions, mask, tags)
-        return {
-            "emissions": emissions,
-            "transitions": transitions,
-            "tags": tags,
-        } | chances
+        scores = {"emissions": emissions, "transitions": transitions}
+        return scores | {"tags": tags} | chances
 
     def get_config(self):
         """Returns the constructor's arguments."""
