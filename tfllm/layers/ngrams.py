@@ -140,3 +140,42 @@ class NgramBag(keras.layers.Layer):
             "initializer": keras.initializers.serialize(self.initializer),
             "use_bias": self.use_bias,
         }
+
+
+class NgramEmbedding(keras.layers.Layer):
+    """Vectors of the hashed n-grams that end at each token, and that begin there.
+
+    What a character means is often told by the pair that it makes with a neighbour.
+
+    Args:
+        orders: Lengths of the n-grams, 2 or more.
+        buckets: Rows of the table; two n-grams in one bucket share a vector.
+        size: Size of a vector.
+    """
+
+    def __init__(self, orders, buckets, size, **kwargs):
+        super().__init__(**kwargs)
+        self.orders, self.buckets, self.size = tuple(orders), buckets, size
+
+    def build(self, *_):
+        """Makes the table."""
+        self.embeddings = self.add_weight(
+            name="embeddings", shape=(self.buckets, self.size), initializer="uniform"
+        )
+
+    def call(self, token_ids, padding_mask):
+        """Returns `[batch, length, 2 * len(orders) * size]`, zeros where none is."""
+        hashes, mask = hash_ngrams(token_ids, padding_mask, self.orders, self.buckets)
+        vectors = ops.take(self.embeddings, hashes, axis=0)
+        vectors = vectors * ops.cast(mask, vectors.dtype)[..., None]
+        parts = []
+        for number, order in enumerate(self.orders):
+            ends = vectors[:, :, number]
+            begins = ops.pad(ends, ((0, 0), (0, order - 1), (0, 0)))[:, order - 1 :]
+            parts += [ends, begins]
+        return ops.concatenate(parts, axis=-1)
+
+    def get_config(self):
+        """Returns the constructor's arguments."""
+        own = {name: getattr(self, name) for name in ("orders", "buckets", "size")}
+        return super().get_config() | own

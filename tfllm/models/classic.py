@@ -62,15 +62,20 @@ def textcnn(config, dtype=None) -> keras.Model:
 def lstm(config, dtype=None) -> keras.Model:
     """Stacked bidirectional LSTM layers and attention pooling."""
     inputs = token_inputs(config.pairs)
-    hidden = LSTMBlock(
+    hidden = lstm_states(config, inputs, embed(config, inputs, dtype), dtype)
+    features = pooled(config, hidden, inputs["padding_mask"], dtype)
+    return classifier_head(config, inputs, features, dtype)
+
+
+def lstm_states(config, inputs, vectors, dtype=None):
+    """Hidden states `[batch, length, 2 * hidden_size]` from the tokens' vectors."""
+    return LSTMBlock(
         config.hidden_size,
         config.num_layers,
         dropout=config.dropout,
         dtype=dtype,
         name="lstm",
-    )(embed(config, inputs, dtype), inputs["padding_mask"])
-    features = pooled(config, hidden, inputs["padding_mask"], dtype)
-    return classifier_head(config, inputs, features, dtype)
+    )(vectors, inputs["padding_mask"])
 
 
 def embed(config, inputs, dtype=None):

@@ -138,10 +138,12 @@ class ClassifierConfig:
     encoder: dict | None = None
     lora: dict | None = None
 
+    shapes = SHAPES
+
     def __post_init__(self):
         for field in fields(self):
             if getattr(self, field.name) is None:
-                default = _known(SHAPES, self.architecture).get(field.name)
+                default = known(self.shapes, self.architecture).get(field.name)
                 setattr(self, field.name, default)
         if self.architecture == "fasttext" and self.ngram_buckets is None:
             self.hidden_size = self.hidden_size or (16 if self.pairs else None)
@@ -171,13 +173,23 @@ def build_classifier(config: ClassifierConfig, dtype=None) -> keras.Model:
         "transformer": transformer,
         "encoder": encoder_classifier,
     }
-    return _known(builders, config.architecture)(config, dtype)
+    return known(builders, config.architecture)(config, dtype)
 
 
 def transformer(config: ClassifierConfig, dtype=None) -> keras.Model:
     """A small pre-norm encoder and a pooling of its hidden states."""
-    inputs = token_inputs(config.pairs)
-    shape = EncoderConfig(
+    inputs, shape = token_inputs(config.pairs), transformer_shape(config)
+    hidden = encode(shape, inputs, dtype)
+    if config.pooling == "cls":
+        features = pool(shape, hidden, dtype)
+    else:
+        features = classic.pooled(config, hidden, inputs["padding_mask"], dtype)
+    return classic.classifier_head(config, inputs, features, dtype)
+
+
+def transformer_shape(config, **options) -> EncoderConfig:
+    """The encoder of a `transformer`; `options` are other fields."""
+    return EncoderConfig(
         config.vocabulary_size,
         hidden_size=config.hidden_size,
         num_layers=config.num_layers,
@@ -190,13 +202,8 @@ def transformer(config: ClassifierConfig, dtype=None) -> keras.Model:
         norm_epsilon=1e-6,
         dropout=config.dropout,
         attention_dropout=config.dropout,
+        **options,
     )
-    hidden = encode(shape, inputs, dtype)
-    if config.pooling == "cls":
-        features = pool(shape, hidden, dtype)
-    else:
-        features = classic.pooled(config, hidden, inputs["padding_mask"], dtype)
-    return classic.classifier_head(config, inputs, features, dtype)
 
 
 def encoder_classifier(config: ClassifierConfig, dtype=None) -> keras.Model:
@@ -227,7 +234,7 @@ def training_defaults(
         text = {"tokenizer": "words", "lowercase": True, "ngrams": 2, "idf_power": 1.0}
     if architecture == "encoder":  # brings its tokenizer along
         text = {"idf_power": None}
-    found = COMMON | text | _known(TRAINING, architecture)
+    found = COMMON | text | known(TRAINING, architecture)
     found |= {"learning_rate": LORA_RATE} if lora else {}
     return found | {"loss": "squared_error"} if problem == "regression" else found
 
@@ -350,7 +357,8 @@ def set_word_vectors(model: keras.Model, matrix) -> None:
     embedding.embeddings.assign(np.where(missing, own, matrix))
 
 
-def _known(by_architecture: dict, architecture: str):
+def known(by_architecture: dict, architecture: str):
+    """Returns the entry, or raises a `UserError` that names those there are."""
     if architecture not in by_architecture:
         raise UserError(
             f"unknown model '{architecture}'; known are " + ", ".join(by_architecture),

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from tfllm.config import flag
 
 MODELS = ["fasttext", "textcnn", "lstm", "transformer"]
+TAGGERS = ["lstm", "transformer"]
 # Flags that are fields of ClassifierConfig too; the last ones are those of training.
 SHAPE = ["embedding_size", "hidden_size", "num_layers", "num_heads", "ngrams"]
 SHAPE += ["pooling", "token_dropout", "max_length", "dropout", "l2"]
+TAGGER_SHAPE = [name for name in SHAPE if name not in ("pooling", "l2")] + ["crf"]
 
 
 @dataclass
@@ -44,4 +46,30 @@ class ClassifierFlags:
     baseline: bool = flag(False, "measure TF-IDF and a linear SVM beside the model")
     compare: str | None = flag(
         None, "a run on the same test rows: the report compares, with a paired test"
+    )
+
+
+@dataclass
+class TaggerFlags:
+    """Which tagger, and its shape; what is absent takes the model's default."""
+
+    model: str = flag(
+        "lstm", f"{', '.join(TAGGERS)}, or a checkpoint, a preset or a run"
+    )
+    embedding_size: int | None = flag(None, "size of a token's vector", minimum=1)
+    hidden_size: int | None = flag(None, "size of a hidden state", minimum=1)
+    num_layers: int | None = flag(None, "LSTM layers or blocks", minimum=1)
+    num_heads: int | None = flag(None, "attention heads", minimum=1)
+    ngrams: int | None = flag(
+        None,
+        "longest n-gram whose vectors stand beside a token's (lstm); 1: none",
+        minimum=1,
+        maximum=6,
+    )
+    token_dropout: float | None = flag(
+        None, "share of tokens left out in training", minimum=0.0, maximum=0.9
+    )
+    crf: bool = flag(True, "choose each tag by itself, without learned transitions")
+    scheme: str | None = flag(
+        None, "tags that the model learns", choices=["bio", "bioes"]
     )

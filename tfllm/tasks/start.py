@@ -12,6 +12,7 @@ from tfllm.core.errors import UserError, did_you_mean
 from tfllm.layers import lora
 from tfllm.text import Tokenizer
 
+HEAD = "logits"  # what the paths of a head's weights begin with
 WANTED = {"encoder": "an encoder", "decoder": "a decoder"}
 
 
@@ -50,7 +51,7 @@ class Start:
 
     def fill(self, model, labels: list[str] | None = None) -> None:
         """Pours the weights in; the head only where it speaks of the same labels."""
-        head = [v for v in model.weights if v.path.startswith("logits/")]
+        head = [v for v in model.weights if v.path.startswith(HEAD)]
         before = [v.numpy() for v in head]
         fresh = self.pour(model)
         if labels != self.labels:
@@ -138,7 +139,7 @@ def _from_run(path: Path, kind: str) -> Start:
             fits = array is not None and array.shape == tuple(variable.shape)
             if fits:
                 variable.assign(array)
-            elif array is None or variable.path.startswith("logits/"):
+            elif array is None or variable.path.startswith(HEAD):
                 fresh.append(variable.path)
             else:
                 raise UserError(
