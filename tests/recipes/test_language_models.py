@@ -223,7 +223,7 @@ def test_bad_input_is_told(pretrained, work, recipe, tiny_bert, capsys):
         ("finetune_chat", [*model, "--train_file", "labels.tsv"], "labels.tsv"),
         ("finetune_chat", [*model, *TALKS, "--max_length", 8], "--max_length"),
         ("finetune_chat", ["--model", tiny_bert, *TALKS], "wants a decoder"),
-        ("finetune_chat", ["--model", "smollm2", *TALKS], "Did you mean"),
+        ("finetune_chat", ["--model", "smollm2-135m", *TALKS], "Did you mean"),
         ("finetune_chat", [*model, *TALKS, "--label_smoothing", 0.1], "not for this"),
         ("preference_tuning", [*model, *TALKS], "chosen and rejected"),
         ("pretrain_causal_lm", ["--train_file", "txts"], "Did you mean 'texts'"),
@@ -232,7 +232,8 @@ def test_bad_input_is_told(pretrained, work, recipe, tiny_bert, capsys):
         status = recipe(name, *arguments, *FAST, "--output_dir", work / "runs" / "bad")
         assert status == 2, arguments
         error = capsys.readouterr().err
-        assert words in error and error.count("\n") == 1
+        assert words in error and error.startswith("error: "), error
+        assert error.count("\n") == 1, error
         assert not (work / "runs" / "bad").exists()
 
 
