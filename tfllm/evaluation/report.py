@@ -142,6 +142,7 @@ def write_evaluation(
     rows: Iterable[Mapping],
     report: str,
     pictures: Mapping[str, object],
+    pages: Mapping[str, str] | None = None,
 ) -> dict:
     """Writes results.json, predictions.jsonl, report.md and pictures, or nothing.
 
@@ -151,6 +152,7 @@ def write_evaluation(
         rows: For predictions.jsonl, a row a text.
         report: Markdown.
         pictures: file name → figure.
+        pages: file name → text of more files.
 
     Returns:
         `results` as read back.
@@ -163,7 +165,8 @@ def write_evaluation(
         (folder / "results.json").write_text(text + "\n", encoding="utf-8")
         with open(folder / "predictions.jsonl", "w", encoding="utf-8") as file:
             file.writelines(lines)
-        (folder / "report.md").write_text(report, encoding="utf-8")
+        for file, page in {"report.md": report, **(pages or {})}.items():
+            (folder / file).write_text(page, encoding="utf-8")
     return json.loads(text)
 
 
@@ -268,7 +271,7 @@ def _look(test: Split, class_names) -> tuple[dict, list[str], list[dict]]:
             for c in confusions
         ]
         sections += ["## Most frequent confusions", markdown_table(head, cells)]
-    return drawn, sections + _classes(rows), rows
+    return drawn, sections + class_table(rows), rows
 
 
 def _look_multi(test: Split, class_names) -> tuple[dict, list[str], list[dict]]:
@@ -284,7 +287,7 @@ def _look_multi(test: Split, class_names) -> tuple[dict, list[str], list[dict]]:
         drawn["precision_and_recall.png"] = lambda: figures.precision_recall_figure(
             truth[:, :size], np.asarray(test.scores), class_names
         )
-    return drawn, _classes(rows), rows
+    return drawn, class_table(rows), rows
 
 
 def _look_off(test: Split, class_names) -> tuple[dict, list[str], list[dict]]:
@@ -301,7 +304,8 @@ def _look_off(test: Split, class_names) -> tuple[dict, list[str], list[dict]]:
     return drawn, ["## Errors, percentiles", table], []
 
 
-def _classes(rows: list[dict]) -> list[str]:
+def class_table(rows: list[dict], title: str = "Classes") -> list[str]:
+    """A heading, and a table with a row a class."""
     head = ["#", "label", "precision", "recall", "F1", "rows", "predicted"]
     tuned = any("threshold" in row for row in rows)
     cells = []
@@ -310,7 +314,7 @@ def _classes(rows: list[dict]) -> list[str]:
         counts = row["support"], row["predicted"]
         cells.append([i, markdown_cell(row["label"]), *ratios, *counts])
         cells[-1] += [_number(row.get("threshold"))] * tuned
-    return ["## Classes", markdown_table(head + ["threshold"] * tuned, cells)]
+    return [f"## {title}", markdown_table(head + ["threshold"] * tuned, cells)]
 
 
 def _report(results, test: Split, sections, class_names, drawn) -> str:
