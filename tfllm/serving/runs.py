@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from tfllm.core.errors import UserError
+from tfllm.serving.check import PARTS
 from tfllm.serving.export import (
     classify_signature,
     export,
@@ -42,7 +43,7 @@ def export_run(
     task = run.task
     if hasattr(task, "decoder"):
         return _export_decoder(run, name, directory, results)
-    served, signatures, answer = _SERVED[task.name](run)
+    served, signatures, expected = _SERVED[task.name](run)
     return export(
         signatures,
         variables=run.model.variables,
@@ -56,7 +57,7 @@ def export_run(
         },
         expected={
             "serving_default": {
-                answer: _even([row["prediction"] for row in rows], run.task),
+                **expected(rows),
                 "score": [row["score"] for row in rows],
             }
         },
@@ -93,28 +94,55 @@ def _classifier(run: Run):
         "multi_label": (classify_signature, "prediction"),
         "regression": (regress_signature, "score"),
     }[run.task.problem]
-    return served, [text_signature(served, pairs), verb(served, pairs)], answer
+
+    def expected(rows):
+        answers = [row["prediction"] for row in rows]
+        if isinstance(answers[0], list):
+            answers = _even(answers, "", len(run.task.labels))
+        return {answer: answers}
+
+    return served, [text_signature(served, pairs), verb(served, pairs)], expected
 
 
-def _even(predictions: list, task) -> list:
-    """Lists of labels as the export gives them: filled up with empty ones."""
-    if not isinstance(predictions[0], list):
-        return predictions
-    return [row + [""] * (len(task.labels) - len(row)) for row in predictions]
+def _even(rows: list[list], pad, width: int | None = None) -> list[list]:
+    """Lists as an export gives them: filled up."""
+    width = width or max(1, *map(len, rows))
+    return [row + [pad] * (width - len(row)) for row in rows]
+
+
+def _tagger(run: Run):
+    from tfllm.tasks.token_classification_tf import ServedTagger
+
+    def expected(rows):
+        found = [row["prediction"] for row in rows]
+        outputs = {"count": [len(row) for row in found]}
+        for name, (key, pad) in PARTS.items():
+            outputs[name] = _even([[x[key] for x in row] for row in found], pad)
+        if run.task.intents:
+            outputs["intent"] = [row["intent_prediction"] for row in rows]
+        return outputs
+
+    served = ServedTagger(run.task, run.model)
+    return served, [text_signature(served)], expected
 
 
 def _masked_lm(run: Run):
     from tfllm.tasks.masked_lm_tf import ServedMaskedLM
 
     served = ServedMaskedLM(run.task, run.model)
-    return served, [text_signature(served)], "text"
+    return (
+        served,
+        [text_signature(served)],
+        lambda rows: {"text": [row["prediction"] for row in rows]},
+    )
 
 
-# By task: the module to track, its signatures (`serving_default` first), and the output
-# that is the prediction.
+# By task: the module to track, its signatures (`serving_default` first), and what the
+# outputs are for rows of predictions.jsonl.
 _SERVED = {
     "text_classification": _classifier,
     "multi_label_classification": _classifier,
     "text_regression": _classifier,
     "masked_lm": _masked_lm,
+    "token_classification": _tagger,
 }

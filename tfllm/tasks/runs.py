@@ -58,6 +58,10 @@ def _task_class(name: str, where: Path):
 
         kinds = (module.MultiLabelClassification, module.TextRegression)
         return next((k for k in kinds if k.name == name), module.TextClassification)
+    if name == "token_classification":
+        from tfllm.tasks.token_classification import TokenClassification
+
+        return TokenClassification
     if name == "masked_lm":
         from tfllm.tasks.masked_lm import MaskedLM
 

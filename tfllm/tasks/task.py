@@ -1,9 +1,12 @@
 """What the training room may know of a task."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+
+from tfllm.data.batching import BatchPlan, Micro
+from tfllm.data.columns import Columns
 
 # A batch is a dict of arrays as `data.columns.Columns.gather` makes them.
 Batch = dict[str, Any]
@@ -61,3 +64,21 @@ class Task(Protocol):
 
     def to_config(self) -> dict:
         """Everything but the tokenizer and the weights, as JSON."""
+
+
+def answers_of(
+    model: Any,
+    columns: Columns,
+    max_length: int,
+    pad_values: Mapping[str, int],
+    rows: int = 64,
+) -> Iterator[tuple[Micro, Any]]:
+    """Goes through columns once: what stands in a batch, and the model's answer."""
+    names = [tensor.name for tensor in model.inputs]
+    plan = BatchPlan(
+        columns.lengths, batch_size=rows, max_length=max_length, shuffle=False
+    )
+    for step in range(plan.steps_per_epoch):
+        (micro,) = plan.step(step)
+        batch = columns.gather(micro, pad_values)
+        yield micro, model.predict_on_batch({name: batch[name] for name in names})

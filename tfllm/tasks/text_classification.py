@@ -15,7 +15,6 @@ import numpy as np
 from keras import ops
 
 from tfllm.core.errors import UserError
-from tfllm.data.batching import BatchPlan
 from tfllm.data.cache import cached_columns
 from tfllm.data.columns import Columns, Ragged
 from tfllm.data.labels import class_names, problem_of
@@ -30,7 +29,7 @@ from tfllm.evaluation.classification import (
 )
 from tfllm.evaluation.report import Split, markdown_cell, markdown_table, show_label
 from tfllm.models.classifier import ClassifierConfig, build_classifier
-from tfllm.tasks.task import Batch, Sums, Verdict
+from tfllm.tasks.task import Batch, Sums, Verdict, answers_of
 from tfllm.text import Tokenizer
 
 SAMPLES = 8  # predictions shown in TensorBoard
@@ -173,18 +172,9 @@ class TextClassification:
 
     def predict(self, model: keras.Model, columns: Columns, rows: int = 64):
         """What `scores` makes of the logits, `[N, K]` in the order of the columns."""
-        plan = BatchPlan(
-            columns.lengths,
-            batch_size=rows,
-            max_length=self.max_length,
-            shuffle=False,
-        )
         scores = np.zeros((len(columns), self.model.num_outputs), np.float32)
-        names = [tensor.name for tensor in model.inputs]
-        for step in range(plan.steps_per_epoch):
-            (micro,) = plan.step(step)
-            batch = columns.gather(micro, self.pad_values())
-            logits = model.predict_on_batch({name: batch[name] for name in names})
+        options = self.max_length, self.pad_values(), rows
+        for micro, logits in answers_of(model, columns, *options):
             logits = np.asarray(logits, np.float32)
             scores[micro.indices] = self.scores(logits)[micro.rows]
         return scores
