@@ -28,6 +28,8 @@ _NAMES = {  # of columns, the surest first
     "label": "gold_label label labels class category intent sentiment target quality "
     "is_duplicate score similarity polarity stars rating tag tags y v1",
 }
+_TRIPLETS = {"text": "anchor query", "text_pair": "positive"}
+_NEGATIVE = re.compile(r"(hard_)?neg(ative)?s?(_?\d+)?", re.IGNORECASE)
 _SPLITS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev", "development"),
@@ -43,7 +45,7 @@ class Records:
     Attributes:
         rows: dicts with `text`, perhaps `text_pair`, `label` (str; list of str for
             several labels; float where JSON has fractions), `file`, `line` (from 1; the
-            number of the item in a JSON array).
+            number of the item in a JSON array); and `negatives`, where asked for.
         format: As the recipe prints it.
         encoding: As Python names it.
         columns: role (`text`, `text_pair`, `label`) → the name or number of the column.
@@ -90,6 +92,7 @@ class RawFile:
     part: str | None
     split: str | None
     labels: bool
+    negatives: bool = False
     bad: list = field(default_factory=list)
     unlabelled: int = 0
     found: dict = field(default_factory=dict)  # role → column used
@@ -115,6 +118,7 @@ def read(
     label_column: str | None = None,
     split: str | None = None,
     labels: bool = True,
+    negatives: bool = False,
     encoding: str | None = None,
 ) -> Records:
     """Reads files of labelled text.
@@ -129,6 +133,7 @@ def read(
         split: `train`, `validation` or `test`: which part of a file with several
             parts is meant when the path does not say.
         labels: `False` for texts alone: a label is optional, plain lines are accepted.
+        negatives: Looks for columns `negative`, `negative_2` … of texts unlike `text`.
         encoding: Instead of what the content shows.
 
     Raises:
@@ -139,7 +144,7 @@ def read(
     whole, formats, encodings = Records([]), [], []
     for path, part in expand(paths):
         text, name, raw = decode(path, encoding)
-        file = RawFile(path, text, columns, part, split, labels)
+        file = RawFile(path, text, columns, part, split, labels, negatives)
         if not text.strip():
             raise file.error("the file is empty")
         rows, form = (parse or _parse)(file)
@@ -213,15 +218,19 @@ def _checked(file: RawFile, raw_rows) -> Iterator[dict]:
     where = str(file.path)
     names = _class_names(file)
     raw_rows = list(raw_rows)
-    ids = names and all(re.fullmatch(r"\s*\d{1,9}\s*", str(x)) for *_, x in raw_rows)
-    numbers = any(isinstance(label, float) for *_, label in raw_rows)
-    for line, text, pair, label in raw_rows:
+    labels = [row[3] for row in raw_rows]
+    ids = names and all(re.fullmatch(r"\s*\d{1,9}\s*", str(x)) for x in labels)
+    numbers = any(isinstance(label, float) for label in labels)
+    for line, text, pair, label, *others in raw_rows:
         if label == "-" and str(file.found.get("label")).lower() == "gold_label":
             label = None
             if file.labels:
                 file.unlabelled += 1
                 continue
         texts = [text] if pair is None else [text, pair]
+        others = [o for one in others for o in (one if type(one) is list else [one])]
+        others = [one for one in others if one]
+        texts += others
         reason = None
         if not all(isinstance(one, str) for one in texts):
             reason = "the text is not a string"
@@ -239,6 +248,8 @@ def _checked(file: RawFile, raw_rows) -> Iterator[dict]:
         row = {"text": text.strip()}
         if pair is not None:
             row["text_pair"] = pair.strip()
+        if others:
+            row["negatives"] = [one.strip() for one in others]
         if isinstance(label, list):
             row["label"] = [str(one).strip() for one in label]
         elif numbers and isinstance(label, float | int):
@@ -345,13 +356,20 @@ def _json_columns(file: RawFile, items: list):
 
 
 def _assigned(file: RawFile, names: list[str], rows: list[tuple[int, list]]):
-    """Rows of cells as (line, text, pair, label)."""
+    """Rows of cells as (line, text, pair, label, *negatives)."""
     roles = _roles(file, names, [cells for _, cells in rows[:2000]])
+    others = [
+        column
+        for column, name in enumerate(names)
+        if file.negatives and _NEGATIVE.fullmatch(name) and column not in roles.values()
+    ]
+    file.found |= {"negatives": ", ".join(names[c] for c in others)} if others else {}
     for number, cells in rows:
         found = (cells[roles[role]] if role in roles else None for role in file.columns)
         text, pair, label = found
         text = "" if text is None else text
-        yield number, text, "" if pair is None and "text_pair" in roles else pair, label
+        pair = "" if pair is None and "text_pair" in roles else pair
+        yield number, text, pair, label, *(cells[column] for column in others)
 
 
 def _parallel(file: RawFile):
@@ -451,11 +469,12 @@ def _rows(file: RawFile, delimiter: str) -> list[tuple[int, list[str]]]:
     return rows
 
 
-def _named_roles(names: list) -> dict[str, int]:
+def _named_roles(names: list, triplets: bool = False) -> dict[str, int]:
     """Role → column, by the names that people give to columns."""
     plain = [str(name).strip().lower().replace(" ", "_") for name in names]
     roles: dict[str, int] = {}
     for role, known in _NAMES.items():
+        known += " " + _TRIPLETS.get(role, "") if triplets else ""
         found = [plain.index(name) for name in known.split() if name in plain]
         found = [column for column in found if column not in roles.values()]
         if found:
@@ -469,7 +488,7 @@ def _has_header(file: RawFile, rows: list[list[str]]) -> bool:
     rest = [row for row in rest if len(row) == len(first)]
     if any(name in first for name in file.columns.values()):
         return True
-    known = _named_roles(first)
+    known = _named_roles(first, file.negatives)
     if "text" in known and ("label" in known or not file.labels):
         return True
     if not rest or any(re.fullmatch(r"-?[\d.]*", cell) for cell in first):
@@ -497,12 +516,13 @@ def _roles(file: RawFile, names: list[str], sample: list[list]) -> dict[str, int
         else:
             fix = did_you_mean(name, names) or f"It has {', '.join(names)}."
             raise file.error(f"there is no column '{name}'", fix)
-    named = _named_roles(names)
+    named = _named_roles(names, file.negatives)
     if "text" in roles and named.get("text") != roles["text"]:
         named.pop("text_pair", None)  # of another text
     taken = set(roles.values())
     roles |= {k: v for k, v in named.items() if k not in roles and v not in taken}
-    roles = _guess_roles(sample, roles)
+    if not file.negatives or "text" not in roles:
+        roles = _guess_roles(sample, roles)
     for role in ("text", "label") if file.labels else ("text",):
         if role not in roles:
             what = f"there is no {role} column among {', '.join(names)}"
