@@ -91,8 +91,11 @@ def eval_command(parser: ArgumentParser, argv: list[str]) -> int:
     options = parser.parse_args(argv)
     from tfllm.data.readers import read
 
+    run = _labelling(options.run)
+    tagged = getattr(run.task, "parse", None)
     records = read(
         options.test_file,
+        parse=tagged,
         text_column=options.text_column,
         pair_column=options.pair_column,
         label_column=options.label_column,
@@ -101,7 +104,17 @@ def eval_command(parser: ArgumentParser, argv: list[str]) -> int:
     note(f"test: {records.description}")
     if not records.rows:
         raise UserError("there are no rows to measure", options.test_file[0])
-    run = _labelling(options.run)
+    if tagged:
+        from tfllm.evaluation import tagging
+
+        split = run.task.split(run.model, records.rows)
+        if options.output:
+            about = {"task": run.task.name, "test": split}
+            results = tagging.write_tagging_report(options.output, **about)
+        else:
+            results = {"test": tagging.measure(split)}
+        table("Results", *tagging.results_table(results))
+        return 0
     from tfllm.data.labels import labels_as
     from tfllm.evaluation.report import (
         measure,
@@ -123,7 +136,7 @@ def eval_command(parser: ArgumentParser, argv: list[str]) -> int:
 
 
 def predict_command(parser: ArgumentParser, argv: list[str]) -> int:
-    """Prints a JSON line a text: label and scores, or the text filled in."""
+    """Prints a JSON line a text: label and scores, the text filled in, or entities."""
     parser.add_argument("run", help="run directory")
     parser.add_argument("--text", nargs="+", help="texts; without it standard input")
     parser.add_argument("--text_pair", nargs="+", help="second texts, for pairs")
@@ -134,8 +147,8 @@ def predict_command(parser: ArgumentParser, argv: list[str]) -> int:
     if len(pairs) != len(texts):
         raise UserError(f"{len(texts)} texts and {len(pairs)} second texts")
     run = _load(options.run)
-    if hasattr(run.task, "fill"):
-        for answer in run.task.fill(run.model, texts):
+    if ask := getattr(run.task, "fill", None) or getattr(run.task, "find", None):
+        for answer in ask(run.model, texts):
             print(json.dumps(answer, ensure_ascii=False))
         return 0
     if _labelling(options.run, run).task.pairs and not options.text_pair:
@@ -191,8 +204,8 @@ def explain_command(parser: ArgumentParser, argv: list[str]) -> int:
     from tfllm.core.console import console
     from tfllm.explain.occlusion import explain, render, to_html
 
-    if not run.task.labels:
-        raise UserError("this run gives numbers; labels can be explained", options.run)
+    if not run.task.labels or hasattr(run.task, "find"):
+        raise UserError("one label a text can be explained, this is not", options.run)
     pages = []
     for text in options.text:
         place = int(run.task.split(run.model, [{"text": text}]).scores[0].argmax())

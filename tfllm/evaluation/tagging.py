@@ -104,7 +104,7 @@ def measure(split: TaggedSplit) -> dict:
 
     `tokens_cut` counts the tokens that the model did not read, if there are.
     """
-    from seqeval.metrics import precision_recall_fscore_support
+    from seqeval.metrics.v1 import precision_recall_fscore_support
     from seqeval.scheme import IOB2
 
     pairs = split.spans()
@@ -123,7 +123,7 @@ def measure(split: TaggedSplit) -> dict:
         arrays.append(np.array(split.intents) == np.array(split.intent_predictions))
     block = measured(span_metrics, arrays, len(split.texts), 0.0)
     judged = precision_recall_fscore_support(
-        *tags, average="micro", mode="strict", scheme=IOB2, zero_division=0
+        *tags, average="micro", scheme=IOB2, zero_division=0
     )
     names = ("precision", "recall", "entity_f1")
     block["metrics"] |= dict(zip(names, map(float, judged), strict=False))

@@ -22,7 +22,7 @@ from tfllm.models.classifier import (
 from tfllm.models.encoder import EncoderConfig, encode, token_inputs
 
 # How `recipes/token_classification.py` trains when no flag says otherwise.
-USUAL = COMMON | {"length_limit": 512, "batch_size": 16, "patience": 5}
+USUAL = COMMON | {"max_length": 512, "batch_size": 16, "patience": 5}
 TRAINING = {
     "lstm": {"learning_rate": 2e-3, "epochs": 20},
     "transformer": {"learning_rate": 1e-3, "epochs": 20},
