@@ -5,15 +5,18 @@ import sys
 from argparse import ArgumentParser
 from pathlib import Path
 
+from tfllm.cli.average import average_command
 from tfllm.cli.code import code_eval_command
 from tfllm.cli.generation import chat_command, export_decoder, generate_command
+from tfllm.cli.search import search_command
 from tfllm.core.console import note, table
 from tfllm.core.errors import UserError
 from tfllm.core.quiet import load_tensorflow
 from tfllm.data.labels import PROBLEMS
 
 # Kept in modules of their own.
-__all__ = ["chat_command", "code_eval_command", "generate_command"]
+__all__ = ["average_command", "chat_command", "code_eval_command", "generate_command"]
+__all__ += ["search_command"]
 
 
 def ls_command(parser: ArgumentParser, argv: list[str]) -> int:
@@ -87,11 +90,17 @@ def eval_command(parser: ArgumentParser, argv: list[str]) -> int:
     parser.add_argument("--text_column")
     parser.add_argument("--pair_column")
     parser.add_argument("--label_column")
+    parser.add_argument("--target_column")
     parser.add_argument("--output", help="folder for results, predictions and report")
     options = parser.parse_args(argv)
     from tfllm.data.readers import read
 
-    run = _labelling(options.run)
+    run = _load(options.run)
+    if hasattr(run.task, "encoder_decoder"):
+        from tfllm.cli.pairs import evaluate_pairs
+
+        return evaluate_pairs(run, options)
+    run = _labelling(options.run, run)
     tagged = getattr(run.task, "parse", None)
     records = read(
         options.test_file,
@@ -147,7 +156,8 @@ def predict_command(parser: ArgumentParser, argv: list[str]) -> int:
     if len(pairs) != len(texts):
         raise UserError(f"{len(texts)} texts and {len(pairs)} second texts")
     run = _load(options.run)
-    if ask := getattr(run.task, "fill", None) or getattr(run.task, "find", None):
+    asks = (getattr(run.task, name, None) for name in ("fill", "find", "vectors"))
+    if ask := next(filter(None, asks), None):
         for answer in ask(run.model, texts):
             print(json.dumps(answer, ensure_ascii=False))
         return 0

@@ -72,5 +72,7 @@ def _use(path) -> str:
         "causal_lm": f'tfllm generate {path} "…"',
         "chat": f"tfllm chat {path}",
         "preference": f"tfllm chat {path}",
+        "embeddings": f'tfllm search {path} FILE "…"',
+        "word_vectors": f'tfllm search {path} FILE "…"',
     }
     return commands.get(results["task"], f'tfllm predict {path} --text "…"')

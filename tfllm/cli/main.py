@@ -17,8 +17,10 @@ COMMANDS = {
     "generate": "go on with texts: a run, directory or preset of a decoder",
     "chat": "talk with a model in the terminal",
     "code-eval": "fill functions in and run their tests: pass@k of HumanEval",
+    "average": "average checkpoints of a run, or the best ones of several",
     "export": "export a finished run or a decoder for TensorFlow Serving",
     "check": "load an export as TensorFlow Serving does and try it out",
+    "search": "texts of a file that are nearest in meaning to a question",
     "explain": "which words or characters an answer rests on",
     "fetch": "fetch sample data for later use without a network",
 }

@@ -29,6 +29,7 @@ from tfllm.serving import c_api, protos
 RECORD = "assets.extra/tfllm.json"
 TOLERANCE = 1e-4
 ANSWERS = (
+    "embedding",
     "prediction",
     "label",
     "answer",
@@ -248,7 +249,7 @@ def _check_predictions(process, path: str | Path, report: CheckReport) -> None:
         rows = [json.loads(line) for line in lines]
         inputs = process.signatures["serving_default"].inputs
         asked = {name: [row[name] for row in rows] for name in inputs}
-        wanted = [row["prediction"] for row in rows]
+        wanted = [row.get("embedding", row["prediction"]) for row in rows]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"no predictions of this model: {type(error).__name__} {error}", path
@@ -301,8 +302,9 @@ def _same(answer, wanted) -> bool:
     if isinstance(wanted, list) and any(isinstance(one, dict) for one in wanted):
         wanted = [{k: v for k, v in one.items() if k != "score"} for one in wanted]
         return answer == wanted
-    if isinstance(wanted, float):
-        return bool(np.isclose(answer, wanted, rtol=TOLERANCE, atol=TOLERANCE))
+    if isinstance(wanted, float) or (wanted and isinstance(wanted[0], float)):
+        close = np.isclose(answer, wanted, rtol=TOLERANCE, atol=TOLERANCE)
+        return bool(np.all(close))
     if isinstance(wanted, list):
         return [label for label in answer if label] == wanted
     return answer == wanted

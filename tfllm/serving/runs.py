@@ -43,7 +43,23 @@ def export_run(
     task = run.task
     if hasattr(task, "decoder"):
         return _export_decoder(run, name, directory, results)
+    if hasattr(task, "encoder_decoder"):
+        from tfllm.generation.beam_tf import Beams
+        from tfllm.serving.decoder_export import export_translator
+
+        return export_translator(
+            task.translator(run.model),
+            name,
+            directory,
+            max_new_tokens=task.max_target,
+            beams=Beams(task.beams, task.length_penalty) if task.beams > 1 else None,
+            samples=[row["text"] for row in rows[:4]],
+            about={"task": task.name, "run": str(run.path), "test": results["test"]},
+        )
     served, signatures, expected = _SERVED[task.name](run)
+    answers = expected(rows)
+    if "embedding" not in answers:  # of a vector there is no score
+        answers["score"] = [row["score"] for row in rows]
     return export(
         signatures,
         variables=run.model.variables,
@@ -55,12 +71,7 @@ def export_run(
                 key: [row[key] for row in rows] for key in signatures[0].inputs
             }
         },
-        expected={
-            "serving_default": {
-                **expected(rows),
-                "score": [row["score"] for row in rows],
-            }
-        },
+        expected={"serving_default": answers},
         about={
             "task": task.name,
             "labels": getattr(task, "labels", None),
@@ -137,6 +148,17 @@ def _masked_lm(run: Run):
     )
 
 
+def _embedder(run: Run):
+    from tfllm.tasks.embeddings_tf import ServedEmbedder
+
+    served = ServedEmbedder(run.task, run.model)
+    return (
+        served,
+        [text_signature(served)],
+        lambda rows: {"embedding": [row["embedding"] for row in rows]},
+    )
+
+
 # By task: the module to track, its signatures (`serving_default` first), and what the
 # outputs are for rows of predictions.jsonl.
 _SERVED = {
@@ -145,4 +167,5 @@ _SERVED = {
     "text_regression": _classifier,
     "masked_lm": _masked_lm,
     "token_classification": _tagger,
+    "embeddings": _embedder,
 }

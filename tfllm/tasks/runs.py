@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from tfllm.core.errors import UserError
 
 DECODERS = {"causal_lm": "CausalLM", "chat": "Chat", "preference": "Preference"}
+PAIRS = ("translation", "summarization")
 
 
 class Run(NamedTuple):
@@ -46,7 +47,9 @@ def load_run(path: str | Path) -> Run:
     config = json.loads((best / "config.json").read_text(encoding="utf-8"))
     tokenizer = Tokenizer.load(path / "tokenizer")
     adapters = (config.get("model") or config).pop("lora", None)
-    task = _task_class(config["task"], best).from_config(config, tokenizer)
+    more = [path / "target_tokenizer"] if config["task"] in PAIRS else []
+    more = [Tokenizer.load(p) if p.exists() else None for p in more]
+    task = _task_class(config["task"], best).from_config(config, tokenizer, *more)
     model = task.build_model("float32")
     load_weights(model, best / "model.safetensors", adapters)
     return Run(path, task, model)
@@ -62,10 +65,18 @@ def _task_class(name: str, where: Path):
         from tfllm.tasks.token_classification import TokenClassification
 
         return TokenClassification
+    if name == "embeddings":
+        from tfllm.tasks.embeddings import Embeddings
+
+        return Embeddings
     if name == "masked_lm":
         from tfllm.tasks.masked_lm import MaskedLM
 
         return MaskedLM
     if name in DECODERS:
         return getattr(import_module(f"tfllm.tasks.{name}"), DECODERS[name])
+    if name in PAIRS:
+        from tfllm.tasks.sequence_to_sequence import TASKS
+
+        return TASKS[name]
     raise UserError(f"unknown task '{name}'", where, "Update tfllm")

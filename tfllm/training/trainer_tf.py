@@ -294,16 +294,32 @@ class Trainer:
             f"all, {self.plan.padding_share:.1%} padding"
         )
 
-    def summarise(self, settings: dict, results: dict) -> None:
-        """Leaves the run's settings, figures and token vectors in TensorBoard."""
+    def summarise(self, settings: dict, results: dict, vectors=None) -> None:
+        """Leaves the run's settings, figures and vectors in TensorBoard.
+
+        Args:
+            settings: The configuration.
+            results: What `eval/results.json` holds.
+            vectors: Of texts `[N, size]`, and the texts; the tokens' when absent.
+        """
         board = TensorBoard(self.run.path / "tensorboard")
         board.hparams(settings, results["test"]["metrics"])
         named = [v for v in self._judge.weights if v.path.endswith("embeddings")]
         tokens = self.task.tokenizer.tokens
+        if vectors is not None:
+            board.projector(*vectors)
+            named = []
         for variable in named[:1]:
             if len(variable.shape) == 2 and variable.shape[0] == len(tokens):
                 board.projector(variable.numpy(), tokens)
         board.close()
+
+    def untrained(self) -> keras.Model:
+        """The model as it was before training, float32."""
+        keras.utils.set_random_seed(self.config.seed)
+        model = self.task.build_model("float32")
+        self.prepare(model)
+        return model
 
     def agreed(self, values: list[float]) -> list[float]:
         """The chief's `values`, on every worker."""
