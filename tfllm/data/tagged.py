@@ -106,7 +106,7 @@ def _parallel(file: RawFile):
 
 
 def _json(file: RawFile):
-    items = json_items(file)
+    items = json_items(file, _KEYS["words"])
     if items is None:
         return None
     first = items[0][0][1] if items[0] else None
