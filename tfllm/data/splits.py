@@ -60,6 +60,7 @@ def load_splits(
     validate: bool = True,
     problem: str | None = None,
     parse: Callable | None = None,
+    reader: Callable = read,
 ) -> dict[str, Records]:
     """Reads `train`, `validation` and `test`, and says what was found.
 
@@ -72,6 +73,7 @@ def load_splits(
         problem: Brings the labels to one kind (`labels.settle_labels`); several labels
             a text always have validation rows, which thresholds are tuned on.
         parse: See `readers.read`.
+        reader: Reads the files of a split, as `readers.read` does.
 
     Raises:
         UserError: For files that cannot be read (see `readers.read`).
@@ -82,7 +84,9 @@ def load_splits(
         note(f"No --train_file: the sample data '{sample}' are used.")
         splits = {k: Records(rows, sample) for k, rows in samples.load(sample).items()}
         for name, records in splits.items():
-            content = repr([(row["text"], row.get("label")) for row in records.rows])
+            content = repr(
+                [(r["text"], r.get("label", r.get("target"))) for r in records.rows]
+            )
             file = {"path": f"{sample}/{name}", "sha256": sha256(content)}
             records.files = [file | {"rows": len(records)}]
     else:
@@ -91,7 +95,7 @@ def load_splits(
             if paths := getattr(flags, f"{name}_file"):
                 columns = ("text_column", "pair_column", "label_column")
                 options = {k: getattr(flags, k) for k in columns if hasattr(flags, k)}
-                splits[name] = read(paths, split=name, parse=parse, **options)
+                splits[name] = reader(paths, split=name, parse=parse, **options)
                 note(f"{name}: {splits[name].description}")
     if problem:
         splits = settle_labels(splits, problem)

@@ -34,7 +34,7 @@ def other_system(
         UserError: The run was measured on other rows, or not at all.
     """
     if run:
-        return Path(run).name, _predictions_of(Path(run), test)
+        return predictions_of(run, test)
     if not floor:
         return None
     seen, asked = (
@@ -45,13 +45,24 @@ def other_system(
     return "TF-IDF and linear SVM", tfidf_svm(seen, labels, asked, language)
 
 
-def _predictions_of(run: Path, test: Sequence[dict]) -> list:
-    path = run / "eval" / "predictions.jsonl"
+def predictions_of(
+    run: str | Path, test: Sequence[dict], keys=("text", "text_pair", "label")
+) -> tuple[str, list]:
+    """Name and predictions of a finished run.
+
+    Args:
+        run: Its directory.
+        test: Test rows.
+        keys: In which they are the rows that it was measured on.
+
+    Raises:
+        UserError: The run was measured on other rows, or not at all.
+    """
+    path = Path(run) / "eval" / "predictions.jsonl"
     try:
         rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     except (OSError, ValueError) as error:
         raise UserError(f"cannot compare: {error}", path) from None
-    keys = ("text", "text_pair", "label")
     if [[r.get(k) for k in keys] for r in rows] != [
         [r.get(k) for k in keys] for r in test
     ]:
@@ -60,7 +71,7 @@ def _predictions_of(run: Path, test: Sequence[dict]) -> list:
             path,
             "Give both runs the same --test_file",
         )
-    return [row["prediction"] for row in rows]
+    return Path(run).name, [row["prediction"] for row in rows]
 
 
 def tfidf_svm(

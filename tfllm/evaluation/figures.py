@@ -115,6 +115,21 @@ def scatter_figure(labels: Sequence[float], predictions: Sequence[float]):
     return figure
 
 
+def attention_figure(shares: np.ndarray, sources: Sequence[str], made: Sequence[str]):
+    """Draws shares `[T, S]`: at which source token each token that was made looks."""
+    figure, axes = _axes(2 + 0.25 * len(sources), 1.5 + 0.25 * len(made))
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for axis, tokens, style in (
+        (axes.xaxis, sources, {"rotation": 90}),
+        (axes.yaxis, made, {}),
+    ):
+        shown, font = drawable(tokens)
+        style = {"fontsize": 7, "fontfamily": font} | style
+        axis.set_ticks(range(len(shown)), shown, **style)
+    axes.set(xlabel="Source", ylabel="Answer")
+    return figure
+
+
 def png(figure, dpi: int = 110) -> bytes:
     """The figure as a PNG file; the same figure always gives the same bytes."""
     buffer = io.BytesIO()

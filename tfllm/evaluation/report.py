@@ -202,7 +202,10 @@ def results_table(results: Mapping) -> tuple[list[str], list[list]]:
     """Columns and rows of the results, for the console and for the report."""
     blocks = {
         block.get("name", key.replace("_", " ")): block
-        for key in ("test", "test_without_leaked", "baseline", "validation")
+        for key in (
+            *("test", "test_without_leaked"),
+            *("baseline", "other_run", "validation"),
+        )
         if (block := results.get(key))
     }
     columns = ["metric", *blocks]
@@ -348,14 +351,15 @@ def _report(results, test: Split, sections, class_names, drawn) -> str:
         line = f"Labels that training never saw, in {rows:,} rows that count as errors"
         parts.append(f"{line}: {counts}.")
     if "baseline" in results:
-        parts += _comparison(results["baseline"])
+        parts += comparison(results["baseline"])
     for file in drawn:
         title = file.removesuffix(".png").replace("_", " ").capitalize()
         parts += [f"## {title}", f"![{title}]({file})"]
     return "\n\n".join([*parts, *sections, *_mistakes(test, class_names)]) + "\n"
 
 
-def _comparison(baseline: Mapping) -> list[str]:
+def comparison(baseline: Mapping) -> list[str]:
+    """Parts of a report: how a model does beside a block with `name`, `compared`."""
     head = ["metric", "difference", "95 % interval", "p (paired bootstrap)"]
     rows = [
         [name, f"{c['difference']:+.4f}", _range(c["interval"]), f"{c['p_value']:.2g}"]

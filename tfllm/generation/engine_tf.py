@@ -28,32 +28,29 @@ class Engine:
 
     def rounded(self, rows: int, slots: int, space: int) -> tuple[int, int, int]:
         """The sizes to use for so many rows, slots of prompts and new tokens."""
-        slots = int(loop.padded_length(slots))
         if not self.xla:
-            return rows, slots, space
+            return rows, int(loop.padded_length(slots)) if slots > 1 else 1, space
+        slots = int(loop.padded_length(slots))
         chunk = loop.CHUNK if slots - 1 > loop.CHUNK else loop.BUCKET
         whole = (1 << max(0, (slots - 2) // chunk).bit_length()) * chunk
         return 1 << (rows - 1).bit_length(), whole + 1, -(-max(space, 1) // 128) * 128
 
     def start(
-        self, prompts, space: int, scored: bool = False, beams=None
+        self, prompts, space: int, scored: bool = False, beams=None, source=()
     ) -> loop.State:
-        """`loop_tf.start`, for each row `beams.width` times."""
+        """`loop_tf.start`; of a `PairNetwork`, `source` is what it reads first."""
         settled = space if self.xla else None
 
-        def run(prompts, space):
+        def run(prompts, space, *source):
             self.traces += 1
-            rows = tf.shape(prompts)[0]
             space = space if settled is None else settled
-            prompts = tf.repeat(prompts, beams.width, 0) if beams else prompts
-            state = loop.start(self.network, prompts, space, scored)
-            if beams:
-                kept = beams.begin(rows, tf.shape(state.history)[0])
-                state = state._replace(beams=kept)
-            return state
+            context = self.network.read(*source) if source else ()
+            return loop.start(self.network, prompts, space, scored, context, beams)
 
         key = ("start", settled, scored, beams)
-        return self._run(key, run, tf.constant(prompts, tf.int32), tf.constant(space))
+        arrays = (tf.constant(x, tf.int32) for x in source)
+        prompts = tf.constant(prompts, tf.int32)
+        return self._run(key, run, prompts, tf.constant(space), *arrays)
 
     def advance(
         self,

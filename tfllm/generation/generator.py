@@ -96,7 +96,6 @@ class Generator:
         stop_tokens: Sequence[int] | None = None,
     ):
         from tfllm.generation.engine_tf import Engine
-        from tfllm.generation.network_tf import Network
 
         if tokenizer.vocabulary_size > config.vocabulary_size:
             raise UserError(
@@ -108,8 +107,13 @@ class Generator:
             ends = {tokenizer.ids.get(token) for token in ENDS} & tokenizer.special_ids
             stop_tokens = ends | {tokenizer.eos_id}
         self.stop_tokens = sorted(i for i in stop_tokens if i is not None)
-        self.engine, self._drafted = Engine(Network(config, model, xla), xla), None
+        self.engine, self._drafted = Engine(self._network(model, xla), xla), None
         self.prefix = tokenizer.prefix
+
+    def _network(self, model, xla: bool):
+        from tfllm.generation.network_tf import Network
+
+        return Network(self.config, model, xla)
 
     @classmethod
     def load(cls, name, **options) -> "Generator":
@@ -274,9 +278,10 @@ class Generator:
             truncate: A text that is too long loses its beginning.
         """
         job = self._job(self.engine, texts, {"max_new_tokens": 0}, {}, truncate)
-        if not texts:
-            return []
-        state = self.engine.start(job.tokens, 0, scored=True)
+        return self._scores(job) if texts else []
+
+    def _scores(self, job: "_Job") -> list[Score]:
+        state = self.engine.start(job.tokens, 0, scored=True, source=job.source)
         scores, answers = state.scores.numpy().T, []
         for i, ids in enumerate(job.prompts):
             # No token stands before the first one; an empty text has none of its own.
@@ -319,6 +324,38 @@ class Generator:
             name: _column(name, value, len(texts)) for name, value in settings.items()
         }
         limits = columns["max_new_tokens"]
+        prompts, truncated, source = self._prompts(
+            texts, limits, truncate, parse_special
+        )
+        names = {
+            name
+            for name in OFF
+            if np.any(columns.get(name, OFF[name][0]) != OFF[name][0])
+        } | {"max_new_tokens"}
+        if "temperature" in names:
+            names.add("seed")
+        else:
+            names -= {"top_k", "top_p", "min_p"}
+        longest, space = max(map(len, prompts), default=1), max(limits, default=0)
+        count, slots, space = engine.rounded(len(texts) or 1, longest, int(space))
+        tokens = aligned(prompts, count, slots)
+        # Rows that only fill a bucket have zeros: no token is made.
+        fill = (0, count - len(texts))
+        values = {name: np.pad(columns[name], fill) for name in names}
+        for name, ids in lists.items():
+            if len(ids):
+                values[name] = self._ids(name, ids, len(texts), count)
+        given = [0] * len(texts)
+        return _Job(
+            *(engine, prompts, truncated, limits, tokens, slots, space, values, given),
+            source,
+        )
+
+    def _prompts(self, texts, limits, truncate, parse_special) -> tuple:
+        """Ids of each prompt, how many were cut off, and what is read before them.
+
+        Lowers `limits` to what the model has room for.
+        """
         rows = self.tokenizer.encode(texts, parse_special=parse_special)
         prompts, truncated = [], []
         for i, row in enumerate(rows):
@@ -340,30 +377,7 @@ class Generator:
                 truncated.append(0)
             limits[i] = min(limits[i], self.config.max_length - len(row))
             prompts.append(row)
-        names = {
-            name
-            for name in OFF
-            if np.any(columns.get(name, OFF[name][0]) != OFF[name][0])
-        } | {"max_new_tokens"}
-        if "temperature" in names:
-            names.add("seed")
-        else:
-            names -= {"top_k", "top_p", "min_p"}
-        longest, space = max(map(len, prompts), default=1), max(limits, default=0)
-        count, slots, space = engine.rounded(len(texts) or 1, longest, int(space))
-        tokens = np.full((count, slots), -1, "int32")
-        for i, row in enumerate(prompts):
-            tokens[i, slots - len(row) :] = row
-        # Rows that only fill a bucket have zeros: no token is made.
-        fill = (0, count - len(texts))
-        values = {name: np.pad(columns[name], fill) for name in names}
-        for name, ids in lists.items():
-            if len(ids):
-                values[name] = self._ids(name, ids, len(texts), count)
-        given = [0] * len(texts)
-        return _Job(
-            engine, prompts, truncated, limits, tokens, slots, space, values, given
-        )
+        return prompts, truncated, ()
 
     @property
     def first_token(self) -> int:
@@ -387,7 +401,7 @@ class Generator:
     def _rounds(self, job: "_Job", stride: int, scored: bool = False):
         """Yields all tokens (and scores) so far, at least once, until all is made."""
         ends, rows = self.stop_tokens or [-2], len(job.prompts)
-        state = job.engine.start(job.tokens, job.space)
+        state = job.engine.start(job.tokens, job.space, source=job.source)
         done = False
         while not done:
             state = job.engine.advance(state, job.values, ends, stride, scored)
@@ -400,7 +414,7 @@ class Generator:
         from tfllm.generation.beam_tf import Beams
 
         beams = Beams(width, penalty)
-        state = self.engine.start(job.tokens, job.space, beams=beams)
+        state = self.engine.start(job.tokens, job.space, beams=beams, source=job.source)
         ends = self.stop_tokens or [-2]
         state = self.engine.advance(state, job.values, ends, job.space, beams=beams)
         _, scores, tokens = (x.numpy() for x in state.beams)
@@ -443,6 +457,15 @@ class _Job(NamedTuple):
     space: int
     values: dict[str, np.ndarray]
     given: list[int]  # tokens that were handed on as text
+    source: tuple = ()  # arrays that a model with an encoder reads first
+
+
+def aligned(rows: list[list[int]], count: int, slots: int) -> np.ndarray:
+    """int32 `[count, slots]` with the ends of rows at its end, -1 before them."""
+    tokens = np.full((count, slots), -1, "int32")
+    for i, row in enumerate(rows):
+        tokens[i, slots - len(row) :] = row
+    return tokens
 
 
 def _column(name: str, value, rows: int) -> np.ndarray:

@@ -51,7 +51,14 @@ def padded_length(longest):
     return (rest + unit - 1) // unit * unit + 1
 
 
-def start(network: Network, prompts, space, scored: bool = False) -> State:
+def start(
+    network: Network,
+    prompts,
+    space,
+    scored: bool = False,
+    context: Cache = (),
+    beams: Beams | None = None,
+) -> State:
     """Reads the prompts.
 
     Args:
@@ -61,8 +68,15 @@ def start(network: Network, prompts, space, scored: bool = False) -> State:
         space: int32 scalar, slots for tokens to be made.
         scored: Whether `scores` gets the log-probability of every token of the prompts
             but the first.
+        context: What a `PairNetwork` made of the sources.
+        beams: For beam search: each row stands `width` times in the batch.
     """
     rows, slots = tf.unstack(tf.shape(prompts))
+    kept = ()
+    if beams is not None:
+        kept = beams.begin(rows, slots + space)
+        rows *= beams.width
+        prompts, *context = (tf.repeat(x, beams.width, 0) for x in (prompts, *context))
     space += network.reach - 1  # slots of guesses that did not stand
     first, capacity = slots - 1, slots + space
     chunk = tf.where(first > CHUNK, CHUNK, first)
@@ -90,12 +104,12 @@ def start(network: Network, prompts, space, scored: bool = False) -> State:
     _, scores, caches = tf.while_loop(
         lambda slot, *_: slot < first,
         turn,
-        (zero, scores, network.empty(rows, capacity)),
+        (zero, scores, network.empty(rows, capacity) + tuple(context)),
         parallel_iterations=1,
     )
     history = tf.pad(tf.transpose(prompts), [[0, space], [0, 0]], constant_values=-1)
     done = tf.zeros([rows], tf.bool)
-    return State(first, first, history, padding, done, scores, caches)
+    return State(first, first, history, padding, done, scores, caches, kept)
 
 
 def advance(
@@ -166,12 +180,13 @@ def advance(
         )
         history = tf.gather(history, parents, axis=1)
         history = tf.tensor_scatter_nd_update(history, [[slot]], tokens[None])
-        caches = tuple(
+        moved = tuple(
             tf.reshape(
                 tf.gather(tf.reshape(c, [tf.size(parents), -1]), parents), tf.shape(c)
             )
-            for c in caches
-        )
+            for c in caches[: network.caches]
+        )  # a row's beams have the same context
+        caches = moved + caches[network.caches :]
         return slot, history, done, scores, caches, kept
 
     def round_(begin, history, done, scores, caches, kept):

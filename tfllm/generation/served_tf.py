@@ -3,7 +3,9 @@
 import tensorflow as tf
 
 from tfllm.generation import loop_tf as loop
+from tfllm.generation.beam_tf import Beams
 from tfllm.generation.generator import Generator
+from tfllm.generation.translator import Translator
 from tfllm.text.chat import BREAK, ChatTemplate
 
 NONE = -2  # a token that never occurs
@@ -60,11 +62,13 @@ class ServedGenerator(tf.Module):
 
     def score(self, text) -> dict:
         """Log-probabilities of texts `[N]`, and the number of tokens they sum up."""
-        prompts, lengths = self._prompts(self._ids(text, False))
-        state = self._start(prompts, 1, scored=True)
+        return self._scored(*self._prompts(self._ids(text, False)), tf.size(text))
+
+    def _scored(self, prompts, lengths, count, context=()) -> dict:
+        state = self._start(prompts, 1, scored=True, context=context)
         return {
-            "log_probability": tf.reduce_sum(state.scores, 0)[: tf.size(text)],
-            "tokens": tf.maximum(lengths - 1, 0)[: tf.size(text)],
+            "log_probability": tf.reduce_sum(state.scores, 0)[:count],
+            "tokens": tf.maximum(lengths - 1, 0)[:count],
         }
 
     def _asked(self, text):
@@ -116,9 +120,9 @@ class ServedGenerator(tf.Module):
         powers = 2 ** tf.range(20)
         return tf.reduce_min(tf.where(powers >= number, powers, 2**20))
 
-    def _start(self, prompts, space, scored=False):
+    def _start(self, prompts, space, scored=False, context=()):
         def run(prompts):
-            return loop.start(self.network, prompts, space, scored)
+            return loop.start(self.network, prompts, space, scored, context)
 
         if not self._engine.xla:
             return run(prompts)
@@ -132,7 +136,7 @@ class ServedGenerator(tf.Module):
         } | (given or {})
         limit = tf.clip_by_value(settings["max_new_tokens"], 0, self._max_new)
         settings["max_new_tokens"] = limit
-        prompts, _ = self._prompts(self._ids(text, parse_special))
+        prompts, context = self._read(text, parse_special)
         first, xla = tf.shape(prompts)[1], self._engine.xla
         space = self._max_new if xla else tf.maximum(tf.reduce_max(limit), 1)
         if xla:
@@ -140,7 +144,7 @@ class ServedGenerator(tf.Module):
             settings = {k: tf.pad(v, [[0, more]]) for k, v in settings.items()}
 
         def run(prompts, settings):
-            state = loop.start(self.network, prompts, space)
+            state = loop.start(self.network, prompts, space, context=context)
             state = loop.advance(self.network, state, settings, self._ends, space)
             return state.history
 
@@ -155,6 +159,10 @@ class ServedGenerator(tf.Module):
             "finish_reason": tf.where(ended, "stop", "length"),
         }
 
+    def _read(self, text, parse_special):
+        """Prompts, and what a `PairNetwork` makes of sources."""
+        return self._prompts(self._ids(text, parse_special))[0], ()
+
     def _text(self, history, first):
         """What the tokens from slot `first` on add to the text of those before."""
 
@@ -165,6 +173,76 @@ class ServedGenerator(tf.Module):
         before = tf.strings.length(decoded(history[:, :first]))
         whole = decoded(history)
         return tf.strings.substr(whole, before, tf.strings.length(whole))
+
+
+class ServedTranslator(ServedGenerator):
+    """Both tokenizers, encoder-decoder and decoding loop in one.
+
+    Args:
+        translator: What answers.
+        max_new_tokens: Most tokens of an answer.
+        beams: How `text` is answered; None takes the likeliest token each time.
+    """
+
+    def __init__(
+        self, translator: Translator, max_new_tokens: int, beams: Beams | None = None
+    ):
+        defaults = {"max_new_tokens": max_new_tokens}
+        super().__init__(translator, max_new_tokens + 2, max_new_tokens, defaults)
+        self.sources = self.tokenizer
+        if translator.source_tokenizer is not translator.tokenizer:
+            self.sources = translator.source_tokenizer.graph()
+        self._max_source, self._beams = translator.max_source, beams
+        self._source_end = translator.source_tokenizer.eos_id
+        self._end = translator.tokenizer.eos_id
+
+    def text(self, text) -> dict:
+        """An answer for each of `text` `[N]`."""
+        return {"text": self._decoded(self._best(text))}
+
+    def score(self, text) -> dict:
+        """How likely the answers to texts `[N]` are, and their number of tokens."""
+        return self._given(text, self._best(text))
+
+    def score_pair(self, text, target) -> dict:
+        """How likely targets `[N]` are as answers to texts, their ends included."""
+        ids = self.tokenizer.encode(target, max_length=self._max_new - 1)
+        return self._given(text, self._ended(ids, self._end))
+
+    def _best(self, text) -> tf.RaggedTensor:
+        """Tokens of the answers, ends included."""
+        prompts, context = self._read(text, False)
+        limits = tf.fill([tf.size(text)], self._max_new)
+        space, beams = self._max_new, self._beams
+        if beams is not None:
+            limits = tf.repeat(limits, beams.width, 0)
+        state = loop.start(self.network, prompts, space, False, context, beams)
+        state = loop.advance(
+            *(self.network, state, {"max_new_tokens": limits}, self._ends, space),
+            beams=beams,
+        )
+        made = state.history if beams is None else state.beams[2][:, :, 0]
+        made = tf.transpose(made)[:, 1:]
+        return tf.ragged.boolean_mask(made, made >= 0)
+
+    def _given(self, text, ids) -> dict:
+        _, context = self._read(text, False)
+        return self._scored(*self._prompts(ids), tf.size(text), context)
+
+    def _decoded(self, ids):
+        return self.tokenizer.decode(ids)
+
+    def _read(self, text, parse_special):
+        ids = self.sources.encode(text, max_length=self._max_source - 1)
+        ids = self._ended(ids, self._source_end)
+        mask = tf.sequence_mask(ids.row_lengths(), dtype=tf.int32)
+        prompts = tf.fill([tf.size(text), 1], self._prefix[0])
+        return prompts, self.network.read(ids.to_tensor(0), mask)
+
+    @staticmethod
+    def _ended(ids, end):
+        ends = tf.RaggedTensor.from_tensor(tf.fill([ids.nrows(), 1], end))
+        return tf.concat([ids, ends], 1)
 
 
 TYPES = {

@@ -13,23 +13,38 @@ class NextTokenLoss(keras.layers.Layer):
 
     Args:
         embedding: A `TokenEmbedding`, whose weights stay its own.
+        label_smoothing: Share of the target that is spread over the vocabulary while
+            training (Szegedy et al., 2016).
 
     Example:
         >>> losses = NextTokenLoss(embedding)(hidden, targets, weights)
     """
 
-    def __init__(self, embedding, **kwargs):
+    def __init__(self, embedding, label_smoothing=0.0, **kwargs):
         super().__init__(**kwargs)
         self.embedding = embedding
+        self.label_smoothing = label_smoothing
 
-    def call(self, hidden, targets, weights):
+    def call(self, hidden, targets, weights, training=False):
         """Returns losses in nats, float32 `[batch, length]`.
 
         Args:
             hidden: `[batch, length, size]`, after the last norm.
             targets: int32 `[batch, length]`.
             weights: `[batch, length]`; where one is 0 the loss may be 0.
+            training: Whether labels are smoothed.
         """
+        losses = self._unsmoothed(hidden, targets, weights)
+        if not training or not self.label_smoothing:
+            return losses
+        # A share of the target's logit becomes the mean logit, which is that of the
+        # mean row of the matrix: logits are linear.
+        matrix = ops.cast(output_matrix(self.embedding), hidden.dtype)
+        rows = ops.take(matrix, targets, axis=0) - ops.mean(matrix, axis=0)
+        extra = ops.sum(ops.cast(hidden * rows, "float32"), axis=-1)
+        return losses + self.label_smoothing * extra * ops.cast(weights > 0, "float32")
+
+    def _unsmoothed(self, hidden, targets, weights):
         if self.embedding.input_dim < LARGE:
             logits = ops.cast(self.embedding(hidden, reverse=True), "float32")
             return ops.sparse_categorical_crossentropy(targets, logits, True)
@@ -41,7 +56,7 @@ class NextTokenLoss(keras.layers.Layer):
             frozen=not _output(self.embedding).trainable,
         )
 
-    def compute_output_spec(self, hidden, targets, weights):
+    def compute_output_spec(self, hidden, targets, weights, training=False):
         """The shape of the targets."""
         return keras.KerasTensor(targets.shape, dtype="float32")
 

@@ -47,8 +47,8 @@ class RecurrentBlock(keras.layers.Layer):
     def build(self, hidden_shape):
         """Makes the weights."""
         shape = (*hidden_shape[:-1], self.hidden_size)
-        parts = [self.lstm, self.key, self.dropout]
-        for part in parts + [self.query, self.score] * self.additive:
+        scores = (self.query, self.score) if self.additive else ()
+        for part in (self.lstm, self.key, self.dropout, *scores):
             part.build(shape)
         self.mix.build((*shape[:-1], 2 * self.hidden_size))
 

@@ -1,12 +1,18 @@
-"""Exports a decoder: `serving_default`, `generate` and `score`, and `chat`."""
+"""Exports what writes: `serving_default`, `generate` and `score`, and `chat`.
+
+Of an encoder-decoder `score` tells how likely its own answer to a text is, and
+`score_pair` how likely a given one.
+"""
 
 from pathlib import Path
 
 import tensorflow as tf
 
 from tfllm.core.errors import UserError
+from tfllm.generation.beam_tf import Beams
 from tfllm.generation.generator import Generator
-from tfllm.generation.served_tf import TYPES, ServedGenerator
+from tfllm.generation.served_tf import TYPES, ServedGenerator, ServedTranslator
+from tfllm.generation.translator import Translator
 from tfllm.serving.export import Signature, export
 from tfllm.text.chat import ChatTemplate
 
@@ -16,6 +22,9 @@ XLA = (
     "--xla_cpu_compilation_enabled=true; each new power of two of rows and prompt "
     "length compiles for seconds at its first request"
 )
+
+
+TEXT = tf.TensorSpec([None], tf.string)
 
 
 def export_generator(
@@ -65,16 +74,10 @@ def export_generator(
     served = ServedGenerator(
         generator, max_prompt, max_new_tokens, defaults, chat, system
     )
-    text, texts = tf.TensorSpec([None], tf.string), list(samples)
-    knobs = {key: tf.TensorSpec([None], kind) for key, kind in TYPES.items()}
-    signatures = [
-        Signature("serving_default", served.text, {"text": text}),
-        Signature("generate", served.generate, {"text": text, **knobs}),
-        Signature("score", served.score, {"text": text}),
-    ]
+    texts, signatures = list(samples), _signatures(served)
     asked = texts
     if chat:
-        signatures.append(Signature("chat", served.chat, {"prompt": text}))
+        signatures.append(Signature("chat", served.chat, {"prompt": TEXT}))
         first = [{"role": "system", "content": system}] if system else []
         asked = [chat.render([*first, {"role": "user", "content": t}]) for t in texts]
     special = chat is not None
@@ -85,15 +88,7 @@ def export_generator(
     if not fit:
         what = f"no sample text fits into a prompt of {max_prompt} tokens"
         raise UserError(what, fix="Export it with --plain")
-    count = len(texts)
-    drawn = {
-        "max_new_tokens": [min(24, max_new_tokens)] * count,
-        "temperature": [0.0, 0.8, 1.0, 0.7][:count],
-        "top_k": [0, 40, 0, 300][:count],
-        "top_p": [1.0, 1.0, 0.9, 0.95][:count],
-        "repetition_penalty": [1.0, 1.0, 1.1, 1.3][:count],
-        "seed": list(range(count)),
-    }
+    drawn = _drawn(len(texts), max_new_tokens)
     plain = generator.generate(asked, parse_special=special, **defaults)
     made = generator.generate(asked, parse_special=special, **drawn)
     scores = generator.score(texts)
@@ -131,3 +126,94 @@ def export_generator(
         max_batch_size=8,
         allow_xla=generator.engine.xla,
     )
+
+
+def export_translator(
+    translator: Translator,
+    name: str,
+    directory: str | Path = "saved_models",
+    *,
+    max_new_tokens: int,
+    beams: Beams | None = None,
+    samples: list[str],
+    about: dict | None = None,
+) -> Path:
+    """Exports an encoder-decoder as the next version of `directory/name`.
+
+    As with `export_generator`, recorded answers are those of Python.
+
+    Args:
+        translator: What is exported.
+        name: Name of the model.
+        directory: What TensorFlow Serving is pointed at.
+        max_new_tokens: Most tokens of an answer.
+        beams: How `serving_default` searches; None for the likeliest token each time.
+        samples: Texts whose answers are recorded.
+        about: Told in the README.
+    """
+    served = ServedTranslator(translator, max_new_tokens, beams)
+    signatures = _signatures(served)
+    pair = {"text": TEXT, "target": TEXT}
+    signatures.append(Signature("score_pair", served.score_pair, pair))
+    drawn = _drawn(len(samples), max_new_tokens)
+    search = {"max_new_tokens": max_new_tokens}
+    if beams:
+        search |= {"beams": beams.width, "length_penalty": beams.length_penalty}
+    plain = [answer.text for answer in translator.generate(samples, **search)]
+    made = translator.generate(samples, **drawn)
+    targets = plain[1:] + plain[:1]
+    scores = translator.score(samples, targets)
+    return export(
+        signatures,
+        variables=translator.engine.network.variables,
+        trackables=[served.tokenizer, served.sources],
+        name=name,
+        directory=directory,
+        samples={
+            "serving_default": {"text": samples},
+            "generate": {"text": samples, **drawn},
+            "score": {"text": samples},
+            "score_pair": {"text": samples, "target": targets},
+        },
+        expected={
+            "serving_default": {"text": plain},
+            "generate": {
+                "text": [a.text for a in made],
+                "finish_reason": [a.finish_reason for a in made],
+            },
+            "score_pair": {
+                "log_probability": [s.log_probability for s in scores],
+                "tokens": [s.tokens for s in scores],
+            },
+        },
+        about={
+            "source": f"at most {translator.max_source:,} tokens; of a longer one the "
+            "beginning is read",
+            "answer": f"at most {max_new_tokens:,} tokens, "
+            + (f"beam search of width {beams.width}" if beams else "greedy"),
+            **(about or {}),
+        },
+        max_batch_size=8,
+    )
+
+
+def _signatures(served: ServedGenerator) -> list[Signature]:
+    """Those that all have."""
+    knobs = {key: tf.TensorSpec([None], kind) for key, kind in TYPES.items()}
+    return [
+        Signature("serving_default", served.text, {"text": TEXT}),
+        Signature("generate", served.generate, {"text": TEXT, **knobs}),
+        Signature("score", served.score, {"text": TEXT}),
+    ]
+
+
+def _drawn(count: int, max_new_tokens: int) -> dict[str, list]:
+    """Settings of recorded answers, the first of which are not drawn."""
+    return {
+        "max_new_tokens": [min(24, max_new_tokens)] * count,
+        "temperature": [0.0, 0.8, 1.0, 0.7][:count],
+        "top_k": [0, 40, 0, 300][:count],
+        "top_p": [1.0, 1.0, 0.9, 0.95][:count],
+        "repetition_penalty": [1.0, 1.0, 1.1, 1.3][:count],
+        "seed": list(range(count)),
+    }

@@ -1,8 +1,6 @@
 """Decoders learn the next token of running text; chats and preferences build on it."""
 
-import dataclasses
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +8,7 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
 
-from tfllm.data.batching import BatchPlan
-from tfllm.evaluation.intervals import measured
 from tfllm.evaluation.report import (
     markdown_cell,
     markdown_table,
@@ -22,20 +17,19 @@ from tfllm.evaluation.report import (
 )
 from tfllm.generation.generator import Generator
 from tfllm.layers.lora import add_adapters
-from tfllm.layers.next_token_loss import NextTokenLoss
 from tfllm.models.decoder import DecoderConfig, make_layers, run
 from tfllm.models.encoder import token_inputs
-from tfllm.tasks.task import Batch, Sums, Verdict
+from tfllm.tasks.next_token import NextToken, with_losses
+from tfllm.tasks.task import Batch, Verdict
 from tfllm.text import Tokenizer
 
-EVALUATION_TOKENS = 8192  # of a batch
 SAMPLES, SHOWN, PREDICTIONS = 6, 20, 96  # answers in TensorBoard, report, file
 TOGETHER = 16  # answers made at a time
 LONGEST_ANSWER = 64  # tokens
 
 
 @dataclass
-class CausalLM:
+class CausalLM(NextToken):
     """A decoder that is trained on the token after each token.
 
     Args:
@@ -50,9 +44,7 @@ class CausalLM:
     max_length: int
     lora: dict | None = None
 
-    name = "causal_lm"
-    monitor = "loss"
-    maximize = False
+    name, shape = "causal_lm", "decoder"
     packs = False
     """Whether rows may hold several texts, which do not see each other."""
     bounded = ()
@@ -76,11 +68,7 @@ class CausalLM:
         inputs = token_inputs(packed=self.packs)
         layers = make_layers(self.decoder, dtype)
         hidden = run(self.decoder, layers, **inputs)
-        for name, kind in (("targets", "int32"), ("target_weights", "float32")):
-            inputs[name] = keras.Input((None,), dtype=kind, name=name)
-        losses = NextTokenLoss(layers["token_embedding"], dtype=dtype, name="loss")(
-            hidden, inputs["targets"], inputs["target_weights"]
-        )
+        losses = with_losses(inputs, hidden, layers["token_embedding"], dtype)
         model = keras.Model(inputs, losses, name=self.name)
         if self.lora:
             add_adapters(model, head=(), **self.lora)
@@ -97,66 +85,6 @@ class CausalLM:
             places = np.arange(mask.shape[1], dtype=np.int32)
             batch |= {"sequence_ids": mask, "positions": places * mask}
         return batch
-
-    def loss_counts(self, batch: Batch) -> dict[str, Any]:
-        """Tokens to be guessed."""
-        return {"loss": ops.sum(batch["target_weights"])}
-
-    def loss_sums(self, outputs: Any, batch: Batch) -> dict[str, Any]:
-        """Their cross-entropies."""
-        return {"loss": ops.sum(outputs * batch["target_weights"])}
-
-    def metric_sums(self, outputs: Any, batch: Batch) -> Sums:
-        """Nothing beside the loss."""
-        return {}
-
-    def scores(self, model: keras.Model, columns: Any) -> np.ndarray:
-        """What the model thinks of held-out rows.
-
-        Returns:
-            float64 `[K, N]`: what `row_sums` gives, in the order of the columns.
-        """
-        plan = BatchPlan(
-            columns.lengths,
-            tokens_per_batch=max(EVALUATION_TOKENS, self.max_length),
-            max_length=self.max_length,
-            shuffle=False,
-        )
-        found = None
-        for step in range(plan.steps_per_epoch):
-            (micro,) = plan.step(step)
-            batch = self.transform(columns.gather(micro, self.pad_values()), step, 0)
-            sums = self.row_sums(self.losses(model, batch), batch)
-            if found is None:
-                found = np.zeros((len(sums), len(columns)))
-            found[:, micro.indices] = sums[:, micro.rows]
-        return found
-
-    def losses(self, model: keras.Model, batch: Batch) -> np.ndarray:
-        """The model's losses `[rows, length]` on a batch."""
-        return model.predict_on_batch({t.name: batch[t.name] for t in model.inputs})
-
-    def row_sums(self, losses: np.ndarray, batch: Batch) -> np.ndarray:
-        """Sums of losses and numbers of targets, `[2, rows]`."""
-        weights = np.asarray(batch["target_weights"], np.float64)
-        return np.stack([(losses * weights).sum(1), weights.sum(1)])
-
-    def metrics(self, columns: Any, losses, counts) -> dict[str, float]:
-        """Numbers by name from rows of what `scores` returns."""
-        loss = losses.sum() / max(1.0, counts.sum())
-        metrics = {"loss": loss, "perplexity": math.exp(min(loss, 100.0))}
-        if size := getattr(columns, "bytes_a_token", None):
-            metrics["bits_per_byte"] = loss / math.log(2) / size
-        return metrics
-
-    def measure(self, model: keras.Model, columns: Any) -> dict:
-        """The block of one split in results.json."""
-        started, scores = time.perf_counter(), self.scores(model, columns)
-
-        def metrics(*rows):
-            return self.metrics(columns, *rows)
-
-        return measured(metrics, scores, len(columns), started)
 
     def validate(self, model: keras.Model, columns: Any) -> Verdict:
         """Metrics on held-out rows, and what the model writes."""
@@ -200,15 +128,6 @@ class CausalLM:
             mean = np.mean(answer.log_probabilities or [0.0])
             row["score"] = float(f"{math.exp(mean):.6g}")
         return rows
-
-    def to_config(self) -> dict:
-        """Everything but the tokenizer and the weights."""
-        settings = {
-            field.name: getattr(self, field.name)
-            for field in dataclasses.fields(self)
-            if field.name not in ("tokenizer", "decoder")
-        }
-        return {"task": self.name} | settings | {"decoder": self.decoder.to_dict()}
 
     @classmethod
     def from_config(cls, config: dict, tokenizer: Tokenizer) -> "CausalLM":

@@ -13,7 +13,11 @@ from tfllm.layers import lora
 from tfllm.text import Tokenizer
 
 HEAD = "logits"  # what the paths of a head's weights begin with
-WANTED = {"encoder": "an encoder", "decoder": "a decoder"}
+WANTED = {
+    "encoder": "an encoder",
+    "decoder": "a decoder",
+    "encoder_decoder": "an encoder with a decoder",
+}
 
 
 @dataclass
@@ -68,7 +72,7 @@ def start_from(config, architectures: list[str], kind="encoder") -> Start | None
         config: Flags; `model` is one of `architectures`, a run directory, or what
             `models.pretrained.open_checkpoint` takes.
         architectures: What begins from scratch.
-        kind: What is wanted, an `encoder` or a `decoder`.
+        kind: What is wanted, a key of `WANTED`.
 
     Raises:
         UserError: There is nothing of that name, it is of another kind, or flags choose
@@ -86,8 +90,8 @@ def start_from(config, architectures: list[str], kind="encoder") -> Start | None
     adapted = getattr(config, "lora_rank", 0) or getattr(config, "unfreeze_epochs", 0)
     if getattr(config, "from_scratch", False) and adapted:
         raise UserError("--from_scratch leaves nothing to adapt or to unfreeze")
-    from tfllm.models.encoder import EncoderConfig
     from tfllm.models.pretrained import open_checkpoint, presets
+    from tfllm.models.pretrained.configs import KINDS
 
     for flag in ("tokenizer", "vocabulary_size", "word_vectors"):
         if getattr(config, flag, None):
@@ -102,8 +106,11 @@ def start_from(config, architectures: list[str], kind="encoder") -> Start | None
             or f"Name a directory, or one of {', '.join(known)}",
         )
     checkpoint = open_checkpoint(name)
-    if isinstance(checkpoint.config, EncoderConfig) != (kind == "encoder"):
-        does = "reads" if kind == "decoder" else "writes"
+    if not isinstance(checkpoint.config, KINDS[kind]):
+        does = "reads and writes"
+        if not isinstance(checkpoint.config, KINDS["encoder_decoder"]):
+            reads = isinstance(checkpoint.config, KINDS["encoder"])
+            does = "reads" if reads else "writes"
         raise UserError(
             f"a {checkpoint.family} model {does} text; this wants {WANTED[kind]}", name
         )
@@ -117,8 +124,7 @@ def start_from(config, architectures: list[str], kind="encoder") -> Start | None
 
 
 def _from_run(path: Path, kind: str) -> Start:
-    from tfllm.models.decoder import DecoderConfig
-    from tfllm.models.encoder import EncoderConfig
+    from tfllm.models.pretrained.configs import KINDS
     from tfllm.models.weights import read_weights
 
     best = path / "checkpoints" / "best"
@@ -147,14 +153,15 @@ def _from_run(path: Path, kind: str) -> Start:
                     f"{tuple(variable.shape)} here",
                     path,
                 )
-        missing = [name for name in fresh if name.startswith(("block_", "token_"))]
+        missing = [n for n in fresh if "block_" in n or n.startswith("token_")]
         if any(not name.endswith(lora.NAMES) for name in missing):
             raise UserError(f"the run lacks {', '.join(missing)}", path)
         return fresh
 
-    config = {"encoder": EncoderConfig, "decoder": DecoderConfig}[kind](**shape)
     source, labels = path / "tokenizer", settings.get("labels")
-    return Start(str(path), config, Tokenizer.load(source), source, labels, pour)
+    return Start(
+        str(path), KINDS[kind](**shape), Tokenizer.load(source), source, labels, pour
+    )
 
 
 @functools.cache  # a model is made several times: tell it once

@@ -88,13 +88,14 @@ def length_limit(
     rows: Sequence[dict],
     most: int = 256,
     special_tokens: bool = False,
+    share: float = 0.98,
 ) -> int:
-    """Tokens that hold 98 of 100 training texts (with their pair), at most `most`.
+    """Tokens that hold a share of the training texts (with their pair), at most `most`.
 
     A multiple of 8: batches are padded to one anyway.
     """
     sample = [row["text"] + (row.get("text_pair") or "") for row in rows[:20_000]]
     lengths = sorted(map(len, tokenizer.encode(sample)))
-    longest = lengths[int(0.98 * (len(lengths) - 1))] if lengths else 1
+    longest = lengths[int(share * (len(lengths) - 1))] if lengths else 1
     longest += 3 if special_tokens else 0
     return min(most, -(-max(longest, 8) // 8) * 8)

@@ -1,0 +1,158 @@
+"""Translation and summaries from files to exports, as a user runs them."""
+
+import json
+import os
+import random
+
+import numpy as np
+import pytest
+
+from tests.recipes.kills import assert_kills_change_nothing
+from tfllm.cli.main import main as tfllm
+from tfllm.serving.c_api import Process
+
+FAST = ["--precision", "float32", "--jit_compile", "false", "--dropout", 0.0]
+SHAPE = ["--hidden_size", 32, "--num_layers", 1, "--num_heads", 2]
+WORDS = {"one": "eins", "two": "zwei", "three": "drei", "four": "vier", "five": "fünf"}
+FILES = ["--train_file", "train.en", "train.de", "--test_file", "test.en", "test.de"]
+FILES += ["--validation_share", 0.1, "--tokenizer", "words"]
+
+
+def pairs(count, seed):
+    pick = random.Random(seed)
+    rows = [pick.choices([*WORDS], k=pick.randint(1, 5)) for _ in range(count)]
+    return [(" ".join(r), " ".join(WORDS[w] for w in reversed(r))) for r in rows]
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pairs")
+    before = os.getcwd()
+    os.chdir(folder)
+    for name, count, seed in (("train", 900, 0), ("test", 30, 1)):
+        for i, side in enumerate(("en", "de")):
+            lines = [pair[i] for pair in pairs(count, seed)]
+            (folder / f"{name}.{side}").write_text("\n".join(lines) + "\n")
+    rows = [
+        {"article": f"It is {a}. There is more to say of it.", "summary": b, "id": i}
+        for i, (a, b) in enumerate(pairs(120, 2))
+    ]
+    (folder / "news.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    yield folder
+    os.chdir(before)
+
+
+@pytest.fixture(scope="module")
+def translation(work, recipe):
+    """A finished run with its export."""
+    status = recipe(
+        *("translation", *FILES, *FAST, *SHAPE, "--separate_vocabularies"),
+        *("--epochs", 24, "--tokens_per_batch", 512, "--learning_rate", 0.01),
+        *("--eval_steps", 60, "--beams", 2, "--keep_checkpoints", 3),
+        *("--output_dir", "runs/numbers", "--export_name", "numbers"),
+    )
+    assert status == 0
+    return work / "runs" / "numbers"
+
+
+def test_the_run_directory_holds_all_that_is_promised(translation):
+    for name in (
+        *("config.yaml", "data_report.json", "tokenizer/tokenizer.json"),
+        *("target_tokenizer/tokenizer.json", "eval/predictions.jsonl"),
+        *("eval/report.md", "eval/attention_1.png", "MODEL_CARD.md"),
+    ):
+        assert (translation / name).stat().st_size > 0, name
+    results = json.loads((translation / "eval/results.json").read_text())
+    test = results["test"]
+    assert results["task"] == "translation"
+    names = {"bleu", "chrf", "exact_match", "loss", "perplexity"}
+    assert set(test["metrics"]) == names
+    for name, value in test["metrics"].items():
+        low, high = test["intervals"][name]
+        assert low <= value <= high
+    assert "tok:13a" in test["signatures"]["bleu"]
+    assert test["metrics"]["bleu"] > 60
+    row = json.loads(
+        (translation / "eval/predictions.jsonl").read_text().split("\n")[0]
+    )
+    assert {"text", "target", "prediction", "score"} <= set(row)
+    report = (translation / "eval/report.md").read_text()
+    assert "Worst rows" in report and "Best rows" in report
+
+
+def test_the_export_answers_as_the_run(translation, work, capsys):
+    predictions = translation / "eval/predictions.jsonl"
+    command = ["check", "saved_models/numbers", "--predictions", str(predictions)]
+    assert tfllm(command) == 0
+    rows = [json.loads(line) for line in predictions.read_text().splitlines()]
+    texts = [row["text"] for row in rows]
+    with Process(work / "saved_models" / "numbers") as process:
+        assert "tensorflow" not in process.modules
+        found = process.run("serving_default", {"text": texts})["text"]
+        assert found.tolist() == [row["prediction"] for row in rows]
+        score = process.run("score", {"text": texts})
+        target = {"text": texts, "target": found.tolist()}
+        again = process.run("score_pair", target)
+    sure = np.exp(score["log_probability"] / score["tokens"])
+    np.testing.assert_allclose(sure, [row["score"] for row in rows], rtol=1e-3)
+    np.testing.assert_allclose(
+        score["log_probability"], again["log_probability"], atol=1e-3
+    )
+    capsys.readouterr()
+    assert tfllm(["predict", str(translation), "--text", texts[0]]) == 0
+    assert json.loads(capsys.readouterr().out)["prediction"] == rows[0]["prediction"]
+
+
+def test_checkpoints_are_averaged_and_measured(translation, work, capsys):
+    assert tfllm(["average", str(translation), "--last", "2"]) == 0
+    averaged = f"{translation}-average"
+    command = ["eval", averaged, "--test_file", "test.en", "test.de", "--output", "e"]
+    assert tfllm(command) == 0
+    assert json.loads((work / "e/results.json").read_text())["test"]["samples"] == 30
+    assert tfllm(["average", str(translation), "--last", "9"]) == 2
+    assert "--keep_checkpoints" in capsys.readouterr().err
+
+
+def test_summaries_stand_beside_the_lead_sentence(work, translation, recipe, capsys):
+    status = recipe(
+        *("summarization", "--train_file", "news.jsonl", *FAST, *SHAPE, "--max_steps"),
+        *(6, "--vocabulary_size", 300, "--beams", 1, "--architecture", "lstm"),
+        *("--attention", "additive", "--batch_size", 16, "--no_export"),
+        *("--output_dir", "runs/news"),
+    )
+    assert status == 0
+    results = json.loads((work / "runs/news/eval/results.json").read_text())
+    assert results["baseline"]["name"] == "lead sentence"
+    assert results["baseline"]["metrics"]["rougeL"] > 0
+    assert next(iter(results["test"]["metrics"])) == "rougeL"
+    options = ["--dry_run", "--output_dir", "runs/dry", "--compare", "runs/numbers"]
+    assert recipe("translation", *FILES, *FAST, *SHAPE, *options) == 0
+    assert "Dry run" in capsys.readouterr().out
+    assert not (work / "runs/dry").exists()
+
+
+def test_broken_data_is_told(work, recipe, capsys):
+    (work / "short.de").write_text("eins\nzwei\n")
+    (work / "one.txt").write_text("eins\nzwei\n")
+    (work / "gaps.tsv").write_text("\n".join(["a\tb"] * 9 + ["a\t"] * 9) + "\n")
+    (work / "names.jsonl").write_text('{"a": "x", "b": "y", "c": "z"}\n' * 5)
+    for files, words in (
+        (["train.en", "short.de"], "train.en has 900 lines, short.de 2"),
+        (["one.txt"], "two files"),
+        (["gaps.tsv"], "gaps.tsv:10"),
+        (["names.jsonl"], "--target_column"),
+        (["train.en", "train.du"], "Did you mean"),
+    ):
+        command = ["--train_file", *files, "--output_dir", "runs/bad"]
+        assert recipe("translation", *command) == 2
+        error = capsys.readouterr().err
+        assert words in error and error.count("\n") == 1
+        assert not (work / "runs/bad").exists()
+
+
+def test_killed_equals_uninterrupted(work, recipe, root):
+    arguments = [*FILES, *FAST[:4], *SHAPE, "--dropout", 0.1, "--max_steps", 24]
+    arguments += ["--tokens_per_batch", 256, "--eval_steps", 8, "--max_eval_samples", 8]
+    arguments += ["--beams", 1]
+    folder = work / "runs/kills"
+    assert_kills_change_nothing(recipe, root, "translation", arguments, folder)

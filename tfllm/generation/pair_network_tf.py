@@ -1,0 +1,129 @@
+"""The decoder of an encoder-decoder as the decoding loop wants it.
+
+Unlike `network_tf.Network` it runs the model's own layers, `models.encoder_decoder.run`
+with a cache. What the blocks make of the source is computed once (`read`) and stands
+behind the cache, where beam search leaves it alone. LSTMs keep their states there.
+"""
+
+import keras
+import tensorflow as tf
+
+from tfllm.generation.network_tf import Cache
+from tfllm.models.decoder import layers_of, to_logits
+from tfllm.models.encoder_decoder import EncoderDecoderConfig, encode, keep, run
+
+
+class PairNetwork:
+    """A model's layers and the loop's cache.
+
+    Args:
+        config: Its shape.
+        model: Built from it; its weights are read where they are.
+    """
+
+    reach = 1  # see `Network`
+
+    def __init__(self, config: EncoderDecoderConfig, model: keras.Model):
+        # In plain attributes: a module that tracks a Keras model cannot be exported.
+        self._config, self.variables = config, model.variables
+        self._layers = layers_of(model)
+        self._size = config.head_size or config.hidden_size // config.num_heads
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of tokens."""
+        return self._config.vocabulary_size
+
+    @property
+    def caches(self) -> int:
+        """Number of tensors of a cache: keys and values of each layer, or states."""
+        return 2 * self._config.decoder_layers
+
+    def read(self, source_ids, source_mask) -> Cache:
+        """What the decoder will look at.
+
+        Args:
+            source_ids: int32 `[batch, source length]`.
+            source_mask: int32 `[batch, source length]`.
+        """
+        context = encode(self._config, self._layers, source_ids, source_mask)
+        kept = keep(self._config, self._layers, context)
+        return source_mask, *(tensor for pair in kept for tensor in pair)
+
+    def empty(self, rows, capacity) -> Cache:
+        """An empty cache for so many rows and slots."""
+        if self._config.recurrent:
+            shape = [rows, self._config.hidden_size]
+        else:
+            shape = [rows * self._config.num_heads * capacity, self._size]
+        # Not zeros: equal constants share one buffer, and it is written into.
+        return tuple(
+            tf.raw_ops.Empty(shape=shape, dtype=tf.float32, init=True)
+            for _ in range(self.caches)
+        )
+
+    def run(self, tokens, start, padding, capacity, caches, single: bool = False):
+        """See `Network.run`."""
+        config, heads, size = self._config, self._config.num_heads, self._size
+        rows, length = tf.shape(tokens)[0], 1 if single else tf.shape(tokens)[1]
+        places, kept = start + tf.range(length), list(caches)
+        first = tf.reshape(tf.range(rows * heads) * capacity, [rows, 1, heads])
+        lines = tf.reshape(first + places[:, None], [-1])
+        real = tokens >= 0
+
+        def attention(i):
+            def cache(*new):
+                for at, tensor in zip((2 * i, 2 * i + 1), new, strict=True):
+                    kept[at] = tf.raw_ops.InplaceUpdate(
+                        x=caches[at], i=lines, v=tf.reshape(tensor, [-1, size])
+                    )
+                shape = [rows, heads, capacity, size]
+                return [tf.reshape(x, shape) for x in kept[2 * i : 2 * i + 2]]
+
+            return cache
+
+        def recurrence(i):
+            def cache(cell, inputs):
+                def step(state, now):
+                    _, new = cell(now[0], list(state))
+                    pairs = zip(new, state, strict=True)
+                    return tuple(tf.where(now[1][:, None], n, s) for n, s in pairs)
+
+                state = caches[2 * i], caches[2 * i + 1]
+                if single:
+                    state = step(state, (inputs[:, 0], real[:, 0]))
+                    outputs = state[0][:, None]
+                else:
+                    turned = tf.transpose(inputs, [1, 0, 2]), tf.transpose(real)
+                    states = tf.scan(step, turned, state)
+                    outputs = tf.transpose(states[0], [1, 0, 2])
+                    state = states[0][-1], states[1][-1]
+                kept[2 * i : 2 * i + 2] = state
+                return outputs
+
+            return cache
+
+        mask = real
+        if not config.recurrent:
+            mask = tf.range(capacity) >= padding[:, None]
+        positions = tf.maximum(places - padding[:, None], 0)
+        if config.position == "learned":
+            positions = tf.minimum(positions, config.max_length - 1)
+        source_mask, *context = caches[self.caches :]
+        layers = range(config.decoder_layers)
+        hidden = run(
+            config,
+            self._layers,
+            tf.maximum(tokens, 0),
+            tf.cast(mask, tf.int32),
+            [(context[2 * i], context[2 * i + 1]) for i in layers],
+            source_mask,
+            positions=positions,
+            places=places,
+            caches=[(recurrence if config.recurrent else attention)(i) for i in layers],
+        )
+        return tf.reshape(hidden, [-1, config.hidden_size]), tuple(kept)
+
+    def logits(self, hidden):
+        """float32 `[rows, vocabulary_size]` from hidden states `[rows, hidden_size]`"""
+        return to_logits(self._layers, hidden)

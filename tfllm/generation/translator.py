@@ -1,0 +1,73 @@
+"""`Translator`: text from text, by an encoder-decoder in the one decoding loop."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from tfllm.data.parallel import ended, start_token
+from tfllm.generation.generator import Generator, Score, aligned
+from tfllm.models.encoder_decoder import EncoderDecoderConfig
+from tfllm.text import Tokenizer
+
+
+class Translator(Generator):
+    """Answers and scores texts; see `Generator` for the settings of `generate`.
+
+    It reads the model's weights where they are: training goes on under it.
+
+    Args:
+        model: What `encoder_decoder(config)` built, or a model with its layers.
+        config: Its shape.
+        tokenizer: Of answers.
+        source_tokenizer: Of what is read; None for the same.
+        max_source: Tokens of a source that are read; None for the model's own length.
+    """
+
+    def __init__(
+        self,
+        model,
+        config: EncoderDecoderConfig,
+        tokenizer: Tokenizer,
+        source_tokenizer: Tokenizer | None = None,
+        *,
+        max_source: int | None = None,
+    ):
+        super().__init__(model, config, tokenizer)
+        self.source_tokenizer = source_tokenizer or tokenizer
+        self.max_source = max_source or config.max_length
+        self.prefix = [start_token(tokenizer)]
+
+    def _network(self, model, xla: bool):
+        from tfllm.generation.pair_network_tf import PairNetwork
+
+        return PairNetwork(self.config, model)
+
+    def refresh(self, model) -> None:
+        """Takes another model of the same shape."""
+        from tfllm.generation.engine_tf import Engine
+
+        self.engine = Engine(self._network(model, False))
+
+    def score(self, texts: Sequence[str], targets: Sequence[str]) -> list[Score]:
+        """How likely targets are, their ends included, as answers to texts."""
+        if not texts:
+            return []
+        job = self._job(self.engine, texts, {"max_new_tokens": 0}, {}, True)
+        rows = self.tokenizer.encode(targets)
+        rows = [[*self.prefix, *row, self.tokenizer.eos_id] for row in rows]
+        slots = self.engine.rounded(len(rows), max(map(len, rows)), 0)[1]
+        tokens = aligned(rows, len(rows), slots)
+        return self._scores(job._replace(prompts=rows, tokens=tokens, slots=slots))
+
+    def _prompts(self, texts, limits, truncate, parse_special) -> tuple:
+        rows = ended(self.source_tokenizer, texts)
+        cut = [max(0, len(row) - self.max_source) for row in rows]
+        end = self.source_tokenizer.eos_id
+        rows = [[*row[: self.max_source - 1], end] if over else row
+                for row, over in zip(rows, cut, strict=True)]  # fmt: skip
+        np.minimum(limits, self.config.max_length - 1, out=limits)
+        longest = max(map(len, rows), default=1)
+        ids = np.zeros((2, len(rows), longest), "int32")
+        for i, row in enumerate(rows):
+            ids[:, i, : len(row)] = row, [1] * len(row)
+        return [self.prefix] * len(rows), cut, (ids[0], ids[1])
