@@ -106,9 +106,7 @@ class DecoderConfig:
         return asdict(self)
 
 
-def shape_of(
-    style: str, size: str, vocabulary_size: int, **changes
-) -> DecoderConfig:
+def shape_of(style: str, size: str, vocabulary_size: int, **changes) -> DecoderConfig:
     """The shape of a decoder that is trained from scratch.
 
     Args:
