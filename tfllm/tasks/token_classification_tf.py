@@ -3,7 +3,7 @@
 import keras
 import tensorflow as tf
 
-from tfllm.tasks.dense_tf import dense_ids
+from tfllm.tasks.dense_tf import dense_ids, substrings
 from tfllm.tasks.token_classification import TokenClassification, begins_word
 from tfllm.text.graph.arrays_tf import indices, lengths_of, rank_in, rows_of, shifted
 
@@ -63,7 +63,7 @@ class ServedTagger(tf.Module):
         logs += tf.gather_nd(answers["after"], behind)
         start, end = tf.gather(start, first), tf.gather(end, last)
         found = {
-            "tokens": _substrings(text, tf.gather(row, first), start, end),
+            "tokens": substrings(text, tf.gather(row, first), start, end),
             "tags": tf.gather(self.types, tf.gather(tags, first)),
             "starts": start,
             "ends": end,
@@ -129,13 +129,3 @@ class ServedTagger(tf.Module):
         }
         kept = lengths_of(splits)
         return batch, places, start, end, full - kept
-
-
-def _substrings(text, row, start, end):
-    """What stands in texts from one code point to another, string `[M]`."""
-    chars = tf.strings.unicode_decode(text, "UTF-8")
-    base = tf.gather(tf.cast(chars.row_splits, tf.int32), row)
-    at = tf.ragged.range(base + start, base + end)
-    return tf.strings.unicode_encode(
-        at.with_values(tf.gather(chars.values, at.values)), "UTF-8"
-    )

@@ -97,7 +97,7 @@ class GraphTokenizer(tf.Module):
                 tokens = _cut(tokens, tf.fill([tf.size(texts)], max_length))
             if not add_special_tokens:
                 return ragged(tokens.values, tokens.splits)
-            return _joined(template, [tokens])[0]
+            return joined(template, [tokens])[0]
 
         key = ("encode", add_special_tokens, max_length, parse_special)
         return self._run(key, run, tf.convert_to_tensor(texts, tf.string))
@@ -117,7 +117,7 @@ class GraphTokenizer(tf.Module):
                 sizes = lengths_of(a.splits), lengths_of(b.splits)
                 size_a, size_b = pair_lengths(*sizes, budget, truncation)
                 a, b = _cut(a, size_a), _cut(b, size_b)
-            return _joined(template, [a, b])
+            return joined(template, [a, b])
 
         texts = (tf.convert_to_tensor(part, tf.string) for part in (first, second))
         return self._run(("pairs", max_length, truncation), run, *texts)
@@ -234,7 +234,7 @@ def _cut(tokens: Rows, lengths: tf.Tensor) -> Rows:
     return tokens.keep(tf.range(tokens.size) < limit)
 
 
-def _joined(template: "defs.Template", texts: list[Rows]):
+def joined(template: "defs.Template", texts: list[Rows]):
     """Texts put into a template: ids and segment ids, ragged."""
     rows = tf.size(texts[0].splits) - 1
     sizes = [lengths_of(tokens.splits) for tokens in texts]
