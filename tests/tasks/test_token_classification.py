@@ -6,8 +6,9 @@ import pytest
 
 from tests.text.texts import HARD, PARTS, fuzzed
 from tfllm.core.errors import UserError
+from tfllm.data.batching import BatchPlan
 from tfllm.data.tagged import tagged_row
-from tfllm.evaluation.spans import Span, over
+from tfllm.evaluation.spans import Span, over, read_tags
 from tfllm.tasks.token_classification import TokenClassification, task_for
 from tfllm.text import Tokenizer
 
@@ -45,7 +46,7 @@ def task(kind="wordpiece", special=False, rows=ROWS, scheme="bioes", **shape):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_words_are_found_by_offsets(kind):
-    one = task(kind)
+    one = task(kind, max_length=60)
     text = "Ada Lovelace, unseenish 李小明e\u0301t"
     (read,) = one.read([text])
     words = [text[start:end] for start, end in read.words]
@@ -54,9 +55,9 @@ def test_words_are_found_by_offsets(kind):
         assert "".join(words) == text
     else:
         assert {"Ada", "Lovelace", ","} <= set(words)
-        assert "unseenish" in words and not any(word != word.strip() for word in words)
-    (short,) = one.read(["a b " * 40])
-    assert len(short.ids) == 24 and short.cut > 0
+        assert "unseenish" in words
+    (short,) = one.read(["a b " * 80])
+    assert len(short.ids) == 60 and short.cut > 0
 
 
 @pytest.mark.parametrize("scheme", ["bio", "bioes"])
@@ -69,8 +70,6 @@ def test_targets_say_where_the_entities_are(scheme, special):
         (read,) = one.read([record["text"]])
         assert columns["places"].row(i).tolist() == read.places
         names = [one.model.tags[tag] for tag in columns["tags"].row(i)]
-        from tfllm.evaluation.spans import read_tags
-
         assert over(read_tags(names), read.words) == record["entities"]
     assert columns["intent"].tolist() == [0, 1]
     unknown = [row("Ada", "Z:Ada", intent="z")]
@@ -81,12 +80,11 @@ def test_targets_say_where_the_entities_are(scheme, special):
 def test_losses_are_sums_with_counts_of_their_own():
     one = task(rows=[*ROWS])
     columns, _ = one.columns([*ROWS, row("Ada", intent="z")])
-    from tfllm.data.batching import BatchPlan
-
     (micro,) = BatchPlan([9] * 3, batch_size=4, max_length=24).step(0)
     batch = columns.gather(micro, one.pad_values())
     model = one.build_model("float32")
-    outputs = model({t.name: batch[t.name] for t in model.inputs})
+    inputs = {tensor.name: batch[tensor.name] for tensor in model.inputs}
+    outputs = model(inputs)
     counts, sums = one.loss_counts(batch), one.loss_sums(outputs, batch)
     assert float(counts["tags"]) == sum(columns["places"].lengths)
     assert float(counts["intent"]) == 2
@@ -98,7 +96,7 @@ def test_losses_are_sums_with_counts_of_their_own():
     alone = task(crf=False)
     plain = alone.build_model("float32")
     assert not any("crf" in weight.path for weight in plain.weights)
-    assert float(alone.loss_sums(plain(batch), batch)["tags"]) > 0
+    assert float(alone.loss_sums(plain(inputs), batch)["tags"]) > 0
 
 
 @pytest.mark.parametrize("kind", KINDS)

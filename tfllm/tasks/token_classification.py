@@ -115,11 +115,11 @@ class TokenClassification:
                 if places and start <= last and not begins[token]:
                     words[-1] = (words[-1][0], max(end, words[-1][1]))
                 else:
-                    # Some tokens hold the space before their word.
-                    start += end - start > 1 and text[start].isspace()
                     places.append(prefix + place)
                     words.append((start, end))
                 last = end
+            # Some tokens hold the space before their word.
+            words = [(s + (e - s > 1 and text[s].isspace()), e) for s, e in words]
             full = template.filled(kept)[0] if self.special_tokens else kept
             rows.append(Reading(full, places, words, len(ids) - len(kept)))
         return rows
@@ -169,7 +169,8 @@ class TokenClassification:
             "rows": [[r["text"], r.get("entities"), r.get("intent")] for r in rows],
         }
         columns = dict(cached_columns(key, build).items())
-        return Columns(columns), np.asarray(columns.pop("full_length"))
+        lengths = np.asarray(columns.pop("full_length"))
+        return Columns(columns), lengths
 
     @property
     def _intents(self) -> dict[str, int]:
