@@ -100,11 +100,12 @@ def eval_command(parser: ArgumentParser, argv: list[str]) -> int:
         from tfllm.cli.pairs import evaluate_pairs
 
         return evaluate_pairs(run, options)
-    run = _labelling(options.run, run)
-    tagged = getattr(run.task, "parse", None)
+    parse = getattr(run.task, "parse", None)
+    if not parse:
+        _labelling(options.run, run)
     records = read(
         options.test_file,
-        parse=tagged,
+        parse=parse,
         text_column=options.text_column,
         pair_column=options.pair_column,
         label_column=options.label_column,
@@ -113,15 +114,18 @@ def eval_command(parser: ArgumentParser, argv: list[str]) -> int:
     note(f"test: {records.description}")
     if not records.rows:
         raise UserError("there are no rows to measure", options.test_file[0])
-    if tagged:
-        from tfllm.evaluation import tagging
+    if parse:
+        from tfllm.evaluation import answers, tagging
 
+        measure, write = tagging.measure, tagging.write_tagging_report
+        if run.task.name == "question_answering":
+            measure, write = answers.measure, answers.write_answers_report
         split = run.task.split(run.model, records.rows)
         if options.output:
             about = {"task": run.task.name, "test": split}
-            results = tagging.write_tagging_report(options.output, **about)
+            results = write(options.output, **about)
         else:
-            results = {"test": tagging.measure(split)}
+            results = {"test": measure(split)}
         table("Results", *tagging.results_table(results))
         return 0
     from tfllm.data.labels import labels_as
@@ -145,17 +149,27 @@ def eval_command(parser: ArgumentParser, argv: list[str]) -> int:
 
 
 def predict_command(parser: ArgumentParser, argv: list[str]) -> int:
-    """Prints a JSON line a text: label and scores, the text filled in, or entities."""
+    """Prints a JSON line a text: what the run says of it, with its score."""
     parser.add_argument("run", help="run directory")
-    parser.add_argument("--text", nargs="+", help="texts; without it standard input")
-    parser.add_argument("--text_pair", nargs="+", help="second texts, for pairs")
+    about = "texts or questions; without it standard input"
+    parser.add_argument("--text", "--question", nargs="+", help=about)
+    about = "second texts, or contexts (one may be for all questions)"
+    parser.add_argument("--text_pair", "--context", nargs="+", help=about)
     parser.add_argument("--file", help="a text a line")
     options = parser.parse_args(argv)
     texts = _texts(options)
-    pairs = options.text_pair or [None] * len(texts)
+    pairs = options.text_pair or [None]
+    pairs = pairs * len(texts) if len(pairs) == 1 else pairs
     if len(pairs) != len(texts):
         raise UserError(f"{len(texts)} texts and {len(pairs)} second texts")
     run = _load(options.run)
+    if ask := getattr(run.task, "answer", None):
+        if None in pairs:
+            raise UserError("a question wants a context", fix="Give --context too")
+        both = zip(texts, pairs, strict=True)
+        for answer in ask(run.model, [{"text": q, "context": c} for q, c in both]):
+            print(json.dumps(answer, ensure_ascii=False))
+        return 0
     asks = (getattr(run.task, name, None) for name in ("fill", "find", "vectors"))
     if ask := next(filter(None, asks), None):
         for answer in ask(run.model, texts):

@@ -71,6 +71,7 @@ def _use(path) -> str:
     commands = {
         "causal_lm": f'tfllm generate {path} "…"',
         "chat": f"tfllm chat {path}",
+        "question_answering": f'tfllm predict {path} --question "…" --context "…"',
         "preference": f"tfllm chat {path}",
         "embeddings": f'tfllm search {path} FILE "…"',
         "word_vectors": f'tfllm search {path} FILE "…"',

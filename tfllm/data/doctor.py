@@ -208,6 +208,8 @@ def examine(
             _check_labels(records, name, where)
     report = Report({name: {} for name in splits}, max_length=max_length)
     keys = {name: [text_key(row) for row in r.rows] for name, r in splits.items()}
+    groups = {name: [group_key(row) for row in r.rows] for name, r in splits.items()}
+    thing = "context" if "context" in splits[train].rows[0] else "text"
     for name, records in splits.items():
         _describe(report, name, records, None if lengths is None else lengths[name])
         _duplicates(report, name, records, keys[name])
@@ -217,12 +219,12 @@ def examine(
         if "target" in records.rows[0]:
             _pairs(report, name, records.rows)
         if name != train:
-            known = set(keys[train])
-            report.leaks[name] = {i for i, k in enumerate(keys[name]) if k in known}
+            known = set(groups[train])
+            report.leaks[name] = {i for i, k in enumerate(groups[name]) if k in known}
             leaked = [records.rows[i] for i in sorted(report.leaks[name])]
-            share = f"({len(leaked) / len(records):.1%}) with a text of {train}"
+            share = f"({len(leaked) / len(records):.1%}) with a {thing} of {train}"
             report.add("leakage", name, leaked, share)
-    _near(report, splits, keys)
+    _near(report, splits, groups)
     _labels(report, splits, train)
     gravest = [*_TITLES, *_OTHERS]
     report.findings.sort(key=lambda finding: gravest.index(finding["kind"]))
@@ -232,10 +234,15 @@ def examine(
 def text_key(row: dict) -> str:
     """A text as it is compared: case, width and amount of white space do not count."""
     text = row["text"]
-    if row.get("text_pair"):
-        text += "\0" + row["text_pair"]
+    if pair := row.get("text_pair") or row.get("context"):
+        text += "\0" + pair
     text = text if text.isascii() else unicodedata.normalize("NFKC", text)
     return " ".join(text.casefold().split())
+
+
+def group_key(row: dict) -> str:
+    """What must not stand in two splits: a question's context, else the text."""
+    return text_key({"text": row["context"]} if "context" in row else row)
 
 
 def drop_duplicates(records: Records) -> Records:
@@ -255,8 +262,8 @@ def drop_duplicates(records: Records) -> Records:
 
 def drop_leaked(train: Records, others: Iterable[Records]) -> Records:
     """Leaves the training rows whose text stands in none of the other splits."""
-    texts = {text_key(row) for other in others for row in other.rows}
-    return replace(train, rows=[r for r in train.rows if text_key(r) not in texts])
+    texts = {group_key(row) for other in others for row in other.rows}
+    return replace(train, rows=[r for r in train.rows if group_key(r) not in texts])
 
 
 def _label_key(row: dict) -> tuple:

@@ -7,10 +7,7 @@ other words than the context's (CMRC has some) has the start -1: it counts in sc
 and nothing is learned from it.
 """
 
-import ast
-import warnings
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from tfllm.data.readers import SURROGATE, RawFile, json_items
@@ -99,21 +96,25 @@ def _row(item: dict, labels: bool) -> tuple[dict, str | None]:
     return row, None
 
 
-def documentation(paths: Sequence[Path], most: int, longest: int) -> Iterator[dict]:
-    """Questions on Python's own documentation: what is a function for?
+def documentation(
+    modules: Iterable[Iterable[tuple[str, str]]], most: int, longest: int
+) -> Iterator[dict]:
+    """Questions on documented names: what is one for?
 
-    A context is the beginning of a few docstrings of a module, each under the
-    function's name; the answer is the first sentence of one of them.
+    A context is the beginning of a few docstrings of a module, each under its name; the
+    answer is the first sentence of one of them.
 
     Args:
-        paths: Python files.
+        modules: Names and docstrings of each.
         most: Questions at most.
         longest: Characters of a context, about.
     """
     number = 0
-    for path in paths:
+    for module in modules:
         context, found = "", []
-        for name, doc in [*_documented(path), ("", "")]:
+        named = ((name, doc) for name, doc in module if name[:1] not in ("", "_"))
+        for name, doc in [*named, ("", "")]:
+            doc = "\n\n".join(doc.split("\n\n")[:2])[:300]
             if found and (not name or len(context) + len(doc) > longest):
                 for asked, start, answer in found:
                     if number == most:
@@ -130,19 +131,3 @@ def documentation(paths: Sequence[Path], most: int, longest: int) -> Iterator[di
             if plain and 15 <= len(sentence) <= 120 and name not in names:
                 found.append((name, len(context), sentence))
             context += f"{doc}\n\n"
-
-
-def _documented(path: Path) -> Iterator[tuple[str, str]]:
-    """Public functions of a module and the beginning of what is said of them."""
-    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the source's escapes
-            tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError):
-        return
-    for node in ast.walk(tree):
-        if isinstance(node, kinds) and not node.name.startswith("_"):
-            doc = ast.get_docstring(node)
-            if doc and doc.strip():
-                yield node.name, "\n\n".join(doc.strip().split("\n\n")[:2])[:300]

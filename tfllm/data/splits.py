@@ -8,7 +8,7 @@ from tfllm.core.console import note
 from tfllm.core.errors import UserError
 from tfllm.core.files import sha256
 from tfllm.data import samples
-from tfllm.data.doctor import drop_duplicates, drop_leaked, text_key
+from tfllm.data.doctor import drop_duplicates, drop_leaked, group_key
 from tfllm.data.labels import problem_of, settle_labels
 from tfllm.data.readers import Records, read
 
@@ -85,7 +85,10 @@ def load_splits(
         splits = {k: Records(rows, sample) for k, rows in samples.load(sample).items()}
         for name, records in splits.items():
             content = repr(
-                [(r["text"], r.get("label", r.get("target"))) for r in records.rows]
+                [
+                    (r["text"], r.get("label", r.get("target", r.get("answers"))))
+                    for r in records.rows
+                ]
             )
             file = {"path": f"{sample}/{name}", "sha256": sha256(content)}
             records.files = [file | {"rows": len(records)}]
@@ -130,13 +133,13 @@ def hold_out(
     """Splits rows in two by a hash of their text: (the rest, what is held out).
 
     Without a `share` it is `SHARE`, but enough rows to choose a model by. A text and
-    its repetitions fall on the same side, whatever their order, so that nothing that is
-    held out can be learned by heart.
+    its repetitions, and all questions of one context, fall on the same side, whatever
+    their order, so that nothing that is held out can be learned by heart.
     """
     size = len(records)
     enough = min(max(SHARE * size, FEWEST), MOST_SHARE * size)
     wanted = int(enough if share is None else share * size)
-    hashes = [sha256(f"{seed}\0{text_key(row)}") for row in records.rows]
+    hashes = [sha256(f"{seed}\0{group_key(row)}") for row in records.rows]
     last = sorted(hashes)[max(wanted, 1) - 1] if hashes else ""
     chosen = [value <= last for value in hashes]
     parts = (

@@ -9,6 +9,7 @@ TAGGERS = ["lstm", "transformer"]
 # Flags that are fields of ClassifierConfig too; the last ones are those of training.
 SHAPE = ["embedding_size", "hidden_size", "num_layers", "num_heads", "ngrams"]
 SHAPE += ["pooling", "token_dropout", "max_length", "dropout", "l2"]
+READER_SHAPE = ["hidden_size", "num_layers", "num_heads", "max_length", "dropout"]
 TAGGER_SHAPE = [name for name in SHAPE if name not in ("pooling", "l2")] + ["crf"]
 
 
@@ -73,3 +74,35 @@ class TaggerFlags:
     scheme: str | None = flag(
         None, "tags that the model learns", choices=["bio", "bioes"]
     )
+
+
+@dataclass
+class ReaderFlags:
+    """Which reader, how it reads, and how its answers are compared."""
+
+    model: str = flag(
+        "transformer", "transformer, or a checkpoint, a preset or a run of an encoder"
+    )
+    hidden_size: int | None = flag(None, "size of a hidden state", minimum=1)
+    num_layers: int | None = flag(None, "blocks", minimum=1)
+    num_heads: int | None = flag(None, "attention heads", minimum=1)
+    stride: int = flag(
+        128, "tokens from the begin of a window of the context to the next", minimum=1
+    )
+    max_windows: int = flag(64, "windows that are read of a context", minimum=1)
+    max_question_length: int = flag(
+        64, "tokens that are read of a question, half a window at most", minimum=1
+    )
+    max_answer_length: int = flag(64, "tokens of an answer at most", minimum=1)
+    n_best: int = flag(3, "answers told of each question", minimum=1, maximum=20)
+    style: str = flag(
+        "auto",
+        "how answers are compared: as SQuAD's script does, or CMRC's (Chinese)",
+        choices=["auto", "squad", "cmrc"],
+    )
+
+    def reading(self) -> dict:
+        """Those that are fields of the task, by name."""
+        names = ("stride", "max_windows", "max_question_length")
+        names += ("max_answer_length", "n_best", "style")
+        return {name: getattr(self, name) for name in names}

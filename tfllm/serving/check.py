@@ -36,6 +36,8 @@ ANSWERS = (
     "text",
     "score",
 )  # outputs that are a prediction
+# What stands beside it → its name in predictions.jsonl.
+OTHERS = {"intent": "intent_prediction", "start": "start", "end": "end"}
 # Outputs of a tagger → what they are in an entity of predictions.jsonl, and their pad.
 PARTS = {
     "tokens": ("text", ""),
@@ -263,14 +265,14 @@ def _check_predictions(process, path: str | Path, report: CheckReport) -> None:
             part["prediction"] = _entities(part)
     got = {
         key: np.concatenate([np.asarray(part[key]) for part in parts])
-        for key in {*ANSWERS, "intent"} & set(parts[0])
+        for key in {*ANSWERS, *OTHERS} & set(parts[0])
     }
     answers = next(got[key] for key in ANSWERS if key in got)
     pairs = enumerate(zip(answers, wanted, strict=True))
     other = [i for i, (a, b) in pairs if not _same(a, b)]
-    if "intent" in got:
-        pairs = enumerate(zip(got["intent"], rows, strict=True))
-        other += [i for i, (a, row) in pairs if a != row["intent_prediction"]]
+    for key in OTHERS.keys() & got.keys():
+        pairs = enumerate(zip(got[key], rows, strict=True))
+        other += [i for i, (a, row) in pairs if a != row[OTHERS[key]]]
     scores = np.array([row["score"] for row in rows], dtype=float)
     off = np.abs(got.get("score", scores) - scores) / np.maximum(1, np.abs(scores))
     distance = float(np.max(off))

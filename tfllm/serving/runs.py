@@ -6,6 +6,7 @@ from pathlib import Path
 from tfllm.core.errors import UserError
 from tfllm.serving.check import PARTS
 from tfllm.serving.export import (
+    Signature,
     classify_signature,
     export,
     regress_signature,
@@ -137,6 +138,20 @@ def _tagger(run: Run):
     return served, [text_signature(served)], expected
 
 
+def _reader(run: Run):
+    from tensorflow import TensorSpec, string
+
+    from tfllm.tasks.question_answering_tf import ServedReader
+
+    def expected(rows):
+        places = {name: [row[name] for row in rows] for name in ("start", "end")}
+        return {"answer": [row["prediction"] for row in rows]} | places
+
+    served = ServedReader(run.task, run.model)
+    specs = {name: TensorSpec([None], string) for name in ("question", "context")}
+    return served, [Signature("serving_default", served, specs)], expected
+
+
 def _masked_lm(run: Run):
     from tfllm.tasks.masked_lm_tf import ServedMaskedLM
 
@@ -167,5 +182,6 @@ _SERVED = {
     "text_regression": _classifier,
     "masked_lm": _masked_lm,
     "token_classification": _tagger,
+    "question_answering": _reader,
     "embeddings": _embedder,
 }

@@ -65,6 +65,10 @@ def _task_class(name: str, where: Path):
         from tfllm.tasks.token_classification import TokenClassification
 
         return TokenClassification
+    if name == "question_answering":
+        from tfllm.tasks.question_answering import QuestionAnswering
+
+        return QuestionAnswering
     if name == "embeddings":
         from tfllm.tasks.embeddings import Embeddings
 
