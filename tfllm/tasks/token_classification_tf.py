@@ -109,8 +109,7 @@ class ServedTagger(tf.Module):
         at = tf.gather(tf.cast(chars.row_splits, tf.int32), own) + start
         letter = tf.gather(tf.concat([chars.values, [0]], 0), at)
         space = tf.reduce_any(tf.equal(letter[:, None], self.spaces), 1)
-        wide = tf.gather(ends.values, first) - start > 1
-        start += tf.cast(space & wide, tf.int32)
+        start += tf.cast(space & (end - start > 1), tf.int32)
         place = len(prefix) + first - tf.gather(splits, own)
         places = tf.RaggedTensor.from_row_splits(
             place, rank_in(first, splits), validate=False
