@@ -1,12 +1,13 @@
-"""Reads word vectors in word2vec's text form, plain or gzip."""
+"""Word vectors in word2vec's text form, read (plain or gzip) and written."""
 
 import gzip
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from tfllm.core.errors import UserError
+from tfllm.core.files import atomic_write
 
 
 def read_word_vectors(path, tokens: Sequence[str]) -> np.ndarray:
@@ -26,11 +27,34 @@ def read_word_vectors(path, tokens: Sequence[str]) -> np.ndarray:
     Raises:
         UserError: A line has another number of values, or none of the words occurs.
     """
-    path = Path(path)
     wanted: dict[str, list[int]] = {}
     for index, token in enumerate(tokens):
         wanted.setdefault(token, []).append(index)
-    matrix, found = None, 0
+    matrix = None
+    for word, row in word_vectors(path, wanted):
+        if matrix is None:
+            matrix = np.full((len(tokens), len(row)), np.nan, "float32")
+        matrix[wanted.pop(word)] = row
+    if matrix is None:
+        raise UserError(
+            "none of the vocabulary's words has a vector here",
+            path,
+            fix="Is it word2vec's text form, in the language of the data?",
+        )
+    return matrix
+
+
+def word_vectors(path, wanted=None) -> Iterator[tuple[str, np.ndarray]]:
+    """The words of a file and their vectors, float32 `[size]`; the first of equal ones.
+
+    Args:
+        path: A text file, gzip or not.
+        wanted: Only these words; all when absent.
+
+    Raises:
+        UserError: There is no such file, or a line has another number of values.
+    """
+    path, size, seen = Path(path), None, set()
     if not path.is_file():
         raise UserError("there is no such file of word vectors", path)
     with open(path, "rb") as raw:
@@ -42,25 +66,24 @@ def read_word_vectors(path, tokens: Sequence[str]) -> np.ndarray:
             word, *values = line.rstrip().split(" ")
             if number == 1 and len(values) == 1:
                 continue  # word2vec's header
-            if matrix is None:
-                matrix = np.full((len(tokens), len(values)), np.nan, "float32")
-            if word not in wanted:
+            size = size or len(values)
+            if word in seen or (wanted is not None and word not in wanted):
                 continue
+            seen.add(word)
             try:
                 row = np.asarray(values, "float32")
             except ValueError:
                 row = np.empty(0)
-            if len(row) != matrix.shape[1]:
+            if len(row) != size or not size:
                 raise UserError(
-                    f"'{word}' should be followed by {matrix.shape[1]} numbers",
-                    f"{path}:{number}",
+                    f"'{word}' should be followed by {size} numbers", f"{path}:{number}"
                 )
-            matrix[wanted.pop(word)] = row
-            found += 1
-    if not found:
-        raise UserError(
-            "none of the vocabulary's words has a vector here",
-            path,
-            fix="Is it word2vec's text form, in the language of the data?",
-        )
-    return matrix
+            yield word, row
+
+
+def write_word_vectors(path, words: Sequence[str], matrix: np.ndarray) -> None:
+    """Writes vectors `[words, size]`; the first line tells how many and how long."""
+    lines = [f"{len(words)} {matrix.shape[1]}"]
+    for word, row in zip(words, matrix, strict=True):
+        lines.append(" ".join([word, *(f"{value:.6g}" for value in row)]))
+    atomic_write(path, "\n".join(lines) + "\n")

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import resource
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -15,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfllm.config import to_yaml
-from tfllm.core.console import note, table, warn
+from tfllm.core.console import note, table
 from tfllm.core.errors import UserError
 from tfllm.data.batching import BatchPlan
 from tfllm.data.columns import Columns
@@ -32,6 +31,7 @@ from tfllm.training.distribution_tf import (
     chiefs_values,
     make_strategy,
 )
+from tfllm.training.interrupts import interrupts
 from tfllm.training.logs import Progress, StepLog
 from tfllm.training.optimizers import (
     first_steps,
@@ -188,7 +188,7 @@ class Trainer:
             board.graph(self._judge)
         loop = _Loop(self, log, board)
         try:
-            with _signals(self), self._told(checkpoints):
+            with interrupts(model), self._told(checkpoints):
                 while state.step < self.total_steps and not state.done:
                     epoch, offset = divmod(state.step, self.plan.steps_per_epoch)
                     rest = self.total_steps - state.step
@@ -615,25 +615,3 @@ def _first_line(error: tf.errors.OpError) -> str:
     lines = [line for line in error.message.splitlines() if line.strip()]
     told = [line for line in lines if "aborted" in line or "OOM" in line]
     return (told or lines or [""])[0].strip()[:200]
-
-
-@contextlib.contextmanager
-def _signals(trainer: Trainer):
-    """Ctrl-C and SIGTERM end the run after the step at hand; a second one at once."""
-
-    def stop(number, frame):
-        if trainer.model.stop:
-            raise KeyboardInterrupt
-        trainer.model.stop = True
-        warn("stopping after this step; once more stops at once")
-
-    before = {}
-    for number in (signal.SIGINT, signal.SIGTERM):
-        # Only a program's main thread may set handlers.
-        with contextlib.suppress(ValueError):
-            before[number] = signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
