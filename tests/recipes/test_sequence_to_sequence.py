@@ -9,7 +9,10 @@ import pytest
 
 from tests.recipes.kills import assert_kills_change_nothing
 from tfllm.cli.main import main as tfllm
+from tfllm.models.encoder_decoder import T5, encoder_decoder, shape_of
+from tfllm.models.pretrained import save_hf
 from tfllm.serving.c_api import Process
+from tfllm.text import Tokenizer
 
 FAST = ["--precision", "float32", "--jit_compile", "false", "--dropout", 0.0]
 SHAPE = ["--hidden_size", 32, "--num_layers", 1, "--num_heads", 2]
@@ -34,8 +37,8 @@ def work(tmp_path_factory):
             lines = [pair[i] for pair in pairs(count, seed)]
             (folder / f"{name}.{side}").write_text("\n".join(lines) + "\n")
     rows = [
-        {"article": f"It is {a}. There is more to say of it.", "summary": b, "id": i}
-        for i, (a, b) in enumerate(pairs(120, 2))
+        {"article": f"It is {a}. There is more to say of it.", "summary": a, "id": i}
+        for i, (a, _) in enumerate(pairs(120, 2))
     ]
     (folder / "news.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
     yield folder
@@ -47,7 +50,7 @@ def translation(work, recipe):
     """A finished run with its export."""
     status = recipe(
         *("translation", *FILES, *FAST, *SHAPE, "--separate_vocabularies"),
-        *("--epochs", 24, "--tokens_per_batch", 512, "--learning_rate", 0.01),
+        *("--epochs", 14, "--tokens_per_batch", 512, "--learning_rate", 0.01),
         *("--eval_steps", 60, "--beams", 2, "--keep_checkpoints", 3),
         *("--output_dir", "runs/numbers", "--export_name", "numbers"),
     )
@@ -129,6 +132,23 @@ def test_summaries_stand_beside_the_lead_sentence(work, translation, recipe, cap
     assert recipe("translation", *FILES, *FAST, *SHAPE, *options) == 0
     assert "Dry run" in capsys.readouterr().out
     assert not (work / "runs/dry").exists()
+
+
+def test_a_t5_goes_on_with_sampled_words(work, recipe):
+    config = shape_of("tiny", 300, **T5, hidden_size=16, num_layers=1, num_heads=2)
+    texts = [text for pair in pairs(50, 3) for text in pair]
+    special = ["<pad>", "</s>", "<unk>"]
+    tokenizer = Tokenizer.train(texts, "bpe", 300, special_tokens=special)
+    config.vocabulary_size = tokenizer.vocabulary_size
+    save_hf(encoder_decoder(config), config, "t5", work / "t5", tokenizer)
+    status = recipe(
+        *("translation", *FILES[:8], *FAST, "--model", "t5", "--max_steps", 2),
+        *("--no_export", "--output_dir", "runs/t5", "--beams", 1, "--eval_steps", 1),
+        *("--max_eval_samples", 8, "--subword_dropout", 0.2, "--copies", 2),
+    )
+    assert status == 0
+    saved = json.loads((work / "runs/t5/checkpoints/best/config.json").read_text())
+    assert saved["encoder_decoder"]["position"] == "relative"
 
 
 def test_broken_data_is_told(work, recipe, capsys):

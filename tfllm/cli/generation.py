@@ -55,6 +55,8 @@ def open_generator(name: str, xla: bool = False):
         from tfllm.tasks.runs import load_run
 
         run = load_run(name)
+        if hasattr(run.task, "encoder_decoder"):
+            return run.task.translator(run.model), None
         if not hasattr(run.task, "decoder"):
             raise UserError(f"a {run.task.name} run does not generate text", name)
         tokenizer, source = run.task.tokenizer, run.path / "tokenizer"

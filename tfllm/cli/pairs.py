@@ -67,6 +67,15 @@ class PairFlags:
     max_target_length: int | None = flag(
         None, "longest target in tokens; what holds nearly all when absent", minimum=2
     )
+    subword_dropout: float = flag(
+        0.0,
+        "chance that a merge of a bpe tokenizer is left out in training rows",
+        minimum=0.0,
+        maximum=0.9,
+    )
+    copies: int = flag(
+        4, "with --subword_dropout: times each training row is cut", minimum=2
+    )
     beams: int | None = flag(None, "of beam search; 1 for none", minimum=1)
     length_penalty: float = flag(1.0, "of beam search: more favours longer answers")
     bleu_tokenizer: str | None = flag(
@@ -125,12 +134,14 @@ def train_pairs(argv, about: str, recipe: str, sample: str, defaults: dict) -> i
 
     # 2. Vocabularies, lengths, and what else the flags left open.
     start = start_from(config, [], "encoder_decoder") if config.model else None
-    epochs = min(60, max(10, EXAMPLES // max(1, len(rows))))
+    copies = config.copies if config.subword_dropout else 1
+    epochs = min(60, max(10, EXAMPLES // max(1, len(rows)))) // copies
     chinese = language_of(targets) == "zh"
     chosen = DEFAULTS | {"epochs": epochs, "learning_rate": RATES[config.size]}
     chosen |= {"bleu_tokenizer": "zh" if chinese else "13a"} | defaults
-    if start:
-        chosen["learning_rate"] = PRETRAINED_RATE
+    if start:  # a vocabulary that config.yaml named would be refused at a resume
+        chosen |= {"learning_rate": PRETRAINED_RATE, "epochs": max(1, epochs // 5)}
+        chosen |= {"tokenizer": None, "vocabulary_size": None}
     if config.batch_size:
         del chosen["tokens_per_batch"]
     both = _tokenizers(config, run, start, sources, targets, chosen)
@@ -170,7 +181,8 @@ def train_pairs(argv, about: str, recipe: str, sample: str, defaults: dict) -> i
     )
     columns, lengths = {}, {}
     for name, records in splits.items():
-        columns[name], lengths[name] = task.columns(records.rows)
+        drawn = (config.subword_dropout, copies, config.seed) * (name == "train")
+        columns[name], lengths[name] = task.columns(records.rows, *drawn)
     report = examine(splits, lengths=lengths, max_length=task.max_length)
     report.print()
     size = config.tokens_per_batch or config.batch_size * columns["train"].lengths.max()

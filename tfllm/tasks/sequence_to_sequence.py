@@ -31,6 +31,7 @@ from tfllm.models.encoder_decoder import (
 from tfllm.tasks.next_token import NextToken, with_losses
 from tfllm.tasks.task import Verdict
 from tfllm.text import Tokenizer
+from tfllm.text.sampling import sample
 
 VALIDATED = 256  # rows that are answered at each evaluation, greedily
 TOGETHER = 64  # answers made at a time
@@ -97,8 +98,17 @@ class SequenceToSequence(NextToken):
         sides = {"source_ids": self.tokenizer, "token_ids": self.answers_in}
         return {name: side.pad_id or 0 for name, side in sides.items()}
 
-    def columns(self, rows: Sequence[Mapping]) -> tuple[ParallelColumns, np.ndarray]:
+    def columns(
+        self, rows: Sequence[Mapping], dropout: float = 0.0, copies: int = 1, seed=0
+    ) -> tuple[ParallelColumns, np.ndarray]:
         """Encodes rows of `text` and `target`.
+
+        Args:
+            rows: Dicts.
+            dropout: See `text.sampling`.
+            copies: How often each row stands in the columns: once as it is, else with
+                dropout.
+            seed: Of the dropout.
 
         Returns:
             Columns, and the longer side of each row in tokens before it is cut.
@@ -109,12 +119,16 @@ class SequenceToSequence(NextToken):
         ]
         ids, sizes = [], []
         for tokenizer, most, name in sides:
-            found = ended(tokenizer, [row[name] for row in rows])
+            texts, end = [row[name] for row in rows], [tokenizer.eos_id]
+            found = ended(tokenizer, texts)
             sizes.append([len(row) for row in found])
-            end = [tokenizer.eos_id]
+            for copy in range(1, copies):
+                drawn = sample(tokenizer, texts, dropout, f"{seed} {copy} {name}")
+                found += [row + end for row in drawn]
             ids.append([r if len(r) <= most else r[: most - 1] + end for r in found])
         most = self.max_source, self.max_target
-        columns = ParallelColumns(rows, *ids, start_token(self.answers_in), most)
+        start, rows = start_token(self.answers_in), [*rows] * copies
+        columns = ParallelColumns(rows, *ids, start, most)
         return columns, np.max(sizes, axis=0)
 
     def translator(self, model: keras.Model) -> Translator:
