@@ -18,7 +18,7 @@ SENTENCES = [
     "李小明去了上海大学😀",
     "e\u0301t ﬁn",
 ]
-ODD = [*PARTS, *HARD[:4], *fuzzed(60, 5, ["New York", "李小明"]), "a b " * 40]
+ODD = [*PARTS, *HARD[:4], *fuzzed(60, 6, ["New York", "李小明"]), "a b " * 40]
 SHAPE = {"architecture": "lstm", "embedding_size": 8, "hidden_size": 8, "ngrams": 3}
 SHAPE |= {"ngram_buckets": 64, "max_length": 24}
 
