@@ -34,9 +34,9 @@ PRETRAINING = ["--size", "mini", "--objective", "none", "--whole_words", "words"
 PRETRAINING += ["--vocabulary_size", "8000", "--batch_size", "32", "--copies", "3"]
 PRETRAINING += ["--validation_share", "0.01"]
 # What is known of small amounts of labels: more epochs, so that there are steps enough.
-EPOCHS = {50: 40, 200: 20, 1000: 12, 9600: 8}
+EPOCHS = {50: 40, 200: 25, 1000: 12, 9600: 6}
 SCRATCH = ["--learning_rate", "5e-4"]
-PRETRAINED = ["--learning_rate", "2e-4"]
+PRETRAINED = ["--learning_rate", "3e-4"]
 CHINESE = re.compile("[\u4e00-\u9fff]")
 
 
