@@ -298,12 +298,14 @@ class QuestionAnswering:
         """Everything but the tokenizer and the weights."""
         settings = {k: v for k, v in vars(self).items() if k != "tokenizer"}
         model = dataclasses.asdict(self.model)
-        return {"task": self.name, **settings, "model": model}
+        # The head's only label: from it a run that goes on knows that it fits.
+        return {"task": self.name, "labels": [self.name], **settings, "model": model}
 
     @classmethod
     def from_config(cls, config: dict, tokenizer: Tokenizer) -> "QuestionAnswering":
         """The task of a checkpoint's config.json."""
-        settings = {name: value for name, value in config.items() if name != "task"}
+        own = {one.name for one in dataclasses.fields(cls)}
+        settings = {name: value for name, value in config.items() if name in own}
         settings["model"] = ClassifierConfig(**settings["model"])
         return cls(tokenizer, **settings)
 
