@@ -34,8 +34,13 @@ def read_similar(paths, **options) -> Records:
     alone = not any("text_pair" in row for row in records.rows)
     if alone and len(labels) > max(10, 0.5 * len(records)):
         note(f"two columns of different texts are read as pairs ({paths[0]})")
-        rows = [row | {"text_pair": str(row["label"])} for row in records.rows]
-        rows = [{k: v for k, v in row.items() if k != "label"} for row in rows]
+        names = ["text", "label"]  # in the order in which they stand
+        if str(records.columns.get("label")) < str(records.columns.get("text")):
+            names.reverse()
+        rows = []
+        for row in records.rows:
+            first, second = (str(row.pop(name)) for name in names)
+            rows.append({"text": first, "text_pair": second} | row)
         records = replace(records, rows=rows)
     return records
 

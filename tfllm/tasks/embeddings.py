@@ -147,6 +147,7 @@ class Embeddings:
         unlike = ops.reshape(ops.transpose(places)[2:], (1, -1))
         same = ops.concatenate([same, (unlike == first) | (unlike == second)], axis=1)
         there = ops.reshape(ops.transpose(places)[1:], (1, -1)) >= 0
+        there = ops.logical_and(there, first >= 0)
         return own, cosines, ops.logical_and(there, ops.logical_not(same))
 
     def metric_sums(self, outputs: Any, batch: Batch) -> Sums:

@@ -107,11 +107,11 @@ class WordVectors:
         draw = np.random.default_rng([self.seed, 1])
         shape = (self.vocabulary_size, self.size + (self.method == "glove"))
         inside = ((draw.random(shape, np.float32) - 0.5) / self.size).astype("float32")
-        if self.method != "glove":
-            return {"inside": inside, "outside": np.zeros(shape, np.float32)}
-        outside = (draw.random(shape, np.float32) - 0.5) / np.float32(self.size)
-        ones = {f"{name}_squares": np.ones(shape, "float32") for name in _TABLES}
-        return {"inside": inside, "outside": outside} | ones
+        outside = np.zeros(shape, np.float32)
+        if self.method == "glove":
+            outside = (draw.random(shape, np.float32) - 0.5) / np.float32(self.size)
+        tables = {"inside": inside, "outside": outside}
+        return tables | {f"{k}_squares": np.ones(shape, "float32") for k in tables}
 
     def vectors(self, tables: Tables) -> np.ndarray:
         """What the tables say of the words, float32 `[vocabulary_size, size]`."""
@@ -179,13 +179,11 @@ class WordVectors:
         for name, (rows, grad) in grads.items():
             rows, grad = summed(rows, grad)
             squares += float(np.vdot(grad, grad))
-            if self.method == "glove":  # AdaGrad (Duchi et al., 2011)
-                grad, sums = grad.copy(), tables[f"{name}_squares"]
-                step = rate * grad / np.sqrt(sums[rows])
-                sums[rows] += grad * grad
-                tables[name][rows] -= step
-            else:
-                tables[name][rows] -= np.float32(rate) * grad
+            # AdaGrad (Duchi et al., 2011), as GloVe has it. Plain steps, as word2vec
+            # takes them word by word, diverge where a block has a word many times.
+            sums = tables[f"{name}_squares"]
+            sums[rows] += grad * grad
+            tables[name][rows] -= np.float32(rate) * grad / np.sqrt(sums[rows])
         return {
             "loss": loss / max(1, count),
             "tokens": tokens,
@@ -224,9 +222,6 @@ class WordVectors:
         for begin in range(0, min(len(words), HELD_OUT), self.block):
             sums += self._text(tables, words, begin, [0, begin])[:2]
         return float(sums[0] / max(1, sums[1]))
-
-
-_TABLES = ("inside", "outside")
 
 
 def skip_gram_gradients(
