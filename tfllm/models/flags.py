@@ -14,24 +14,36 @@ TAGGER_SHAPE = [name for name in SHAPE if name not in ("pooling", "l2")] + ["crf
 
 
 @dataclass
-class ClassifierFlags:
+class StateFlags:
+    """The shape of what makes hidden states; what is absent takes the model's own."""
+
+    hidden_size: int | None = flag(None, "size of a hidden state", minimum=1)
+    num_layers: int | None = flag(None, "LSTM layers or blocks", minimum=1)
+    num_heads: int | None = flag(None, "attention heads", minimum=1)
+
+
+@dataclass
+class VectorFlags(StateFlags):
+    """The same, with vectors of tokens below."""
+
+    embedding_size: int | None = flag(None, "size of a token's vector", minimum=1)
+    token_dropout: float | None = flag(
+        None, "share of tokens left out in training", minimum=0.0, maximum=0.9
+    )
+
+
+@dataclass
+class ClassifierFlags(VectorFlags):
     """Which model, and its shape; what is absent takes the model's default."""
 
     model: str = flag(
         "fasttext", f"{', '.join(MODELS)}, or a checkpoint, a preset or a run"
     )
-    embedding_size: int | None = flag(None, "size of a token's vector", minimum=1)
-    hidden_size: int | None = flag(None, "size of a hidden state", minimum=1)
-    num_layers: int | None = flag(None, "LSTM layers or blocks", minimum=1)
-    num_heads: int | None = flag(None, "attention heads", minimum=1)
     ngrams: int | None = flag(None, "longest n-gram of fasttext", minimum=1, maximum=6)
     pooling: str | None = flag(
         None,
         "one vector a text from those of its tokens (lstm, transformer, encoders)",
         choices=["cls", "mean", "max", "attention"],
-    )
-    token_dropout: float | None = flag(
-        None, "share of tokens left out in training", minimum=0.0, maximum=0.9
     )
     problem: str = flag(
         "auto",
@@ -51,24 +63,17 @@ class ClassifierFlags:
 
 
 @dataclass
-class TaggerFlags:
+class TaggerFlags(VectorFlags):
     """Which tagger, and its shape; what is absent takes the model's default."""
 
     model: str = flag(
         "lstm", f"{', '.join(TAGGERS)}, or a checkpoint, a preset or a run"
     )
-    embedding_size: int | None = flag(None, "size of a token's vector", minimum=1)
-    hidden_size: int | None = flag(None, "size of a hidden state", minimum=1)
-    num_layers: int | None = flag(None, "LSTM layers or blocks", minimum=1)
-    num_heads: int | None = flag(None, "attention heads", minimum=1)
     ngrams: int | None = flag(
         None,
         "longest n-gram whose vectors stand beside a token's (lstm); 1: none",
         minimum=1,
         maximum=6,
-    )
-    token_dropout: float | None = flag(
-        None, "share of tokens left out in training", minimum=0.0, maximum=0.9
     )
     crf: bool = flag(True, "choose each tag by itself, without learned transitions")
     scheme: str | None = flag(
@@ -77,15 +82,12 @@ class TaggerFlags:
 
 
 @dataclass
-class ReaderFlags:
+class ReaderFlags(StateFlags):
     """Which reader, how it reads, and how its answers are compared."""
 
     model: str = flag(
         "transformer", "transformer, or a checkpoint, a preset or a run of an encoder"
     )
-    hidden_size: int | None = flag(None, "size of a hidden state", minimum=1)
-    num_layers: int | None = flag(None, "blocks", minimum=1)
-    num_heads: int | None = flag(None, "attention heads", minimum=1)
     stride: int = flag(
         128, "tokens from the begin of a window of the context to the next", minimum=1
     )
