@@ -121,7 +121,8 @@ class Report:
         if any(labels):
             rows.append(["labels", *(len(counts) or "" for counts in labels)])
             shares = [max(f["labels"].values(), default=0) / f["rows"] for f in facts]
-            rows.append(["largest label", *(f"{share:.1%}" for share in shares)])
+            if max(shares) <= 1:  # spans are counted, not rows
+                rows.append(["largest label", *(f"{share:.1%}" for share in shares)])
         for key, title in _LABEL_FACTS.items():
             if any(key in one for one in facts):
                 rows.append([title, *(one.get(key, "") for one in facts)])
