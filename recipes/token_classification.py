@@ -20,6 +20,7 @@ from tfllm.core.errors import run_main
 from tfllm.core.quiet import load_tensorflow
 from tfllm.data.doctor import examine
 from tfllm.data.splits import SplitFlags, load_splits
+from tfllm.data.tagged import entity_types
 from tfllm.data.tagged import parse as tagged
 from tfllm.evaluation.tagging import write_tagging_report
 from tfllm.models.flags import TAGGER_SHAPE, TAGGERS, TaggerFlags
@@ -50,6 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     if run.resumed:
         run.check_data(files)
     rows = splits["train"].rows
+    types = entity_types(rows)
     texts = [row["text"] for row in rows]
     language = language_of(texts)
 
@@ -82,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
     if start:
         shape |= {"encoder": start.config.to_dict(), "lora": config.adapters()}
     options = {"special_tokens": bool(start)}
-    task = task_for(rows, tokenizer, config.scheme, shape, **options)
+    task = task_for(rows, types, tokenizer, config.scheme, shape, **options)
     columns, lengths = {}, {}
     for name, records in splits.items():
         columns[name], lengths[name] = task.columns(records.rows)

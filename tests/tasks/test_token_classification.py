@@ -7,7 +7,7 @@ import pytest
 from tests.text.texts import HARD, PARTS, fuzzed
 from tfllm.core.errors import UserError
 from tfllm.data.batching import BatchPlan
-from tfllm.data.tagged import tagged_row
+from tfllm.data.tagged import entity_types, tagged_row
 from tfllm.evaluation.spans import Span, over, read_tags
 from tfllm.tasks.token_classification import TokenClassification, task_for
 from tfllm.text import Tokenizer
@@ -41,7 +41,9 @@ ROWS = [
 def task(kind="wordpiece", special=False, rows=ROWS, scheme="bioes", **shape):
     tokenizer = Tokenizer.train(SENTENCES * 3, kind, 200)
     options = {"special_tokens": special}
-    return task_for(rows, tokenizer, scheme, SHAPE | shape, **options)
+    return task_for(
+        rows, entity_types(rows), tokenizer, scheme, SHAPE | shape, **options
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
+from tfllm.core.errors import UserError
 from tfllm.data.readers import SURROGATE, RawFile, beside, json_items
 from tfllm.evaluation.spans import Span, are_tags, over, read_tags, scheme_of
 from tfllm.text.flags import language_of
@@ -65,6 +66,16 @@ def tagged_row(words: Sequence[str], spans: Sequence[Span], gap) -> dict:
         "entities": over(spans, places),
         "label": [span.type for span in spans],
     }
+
+
+def entity_types(rows: Sequence[dict]) -> list[str]:
+    """The types of entities in training rows; a `UserError` where there are none."""
+    types = sorted({span[2] for row in rows for span in row["entities"]})
+    if not types:
+        raise UserError(
+            "no row of the training data has an entity", fix="Check the tags"
+        )
+    return types
 
 
 def chinese_gap(before: str, after: str) -> str:

@@ -17,7 +17,6 @@ import numpy as np
 from keras import ops
 
 from tfllm.core.console import warn
-from tfllm.core.errors import UserError
 from tfllm.data.cache import cached_columns
 from tfllm.data.columns import Columns, Ragged
 from tfllm.data.tagged import parse
@@ -320,25 +319,23 @@ class TokenClassification:
 
 
 def task_for(
-    rows: Sequence[dict], tokenizer: Tokenizer, scheme: str, model: dict, **more
+    rows: Sequence[dict],
+    types: list[str],
+    tokenizer: Tokenizer,
+    scheme: str,
+    model: dict,
+    **more,
 ):
     """The task that training rows speak of.
 
     Args:
         rows: Training records, see `data.tagged`.
+        types: Those of their entities.
         tokenizer: Their tokenizer.
         scheme: Tags that the model learns, `bio` or `bioes`.
         model: Fields of the `TaggerConfig` but those that the rows decide.
         **more: Other fields of the task.
-
-    Raises:
-        UserError: No row has an entity.
     """
-    types = sorted({span[2] for row in rows for span in row["entities"]})
-    if not types:
-        raise UserError(
-            "no row of the training data has an entity", rows[0].get("file")
-        )
     intents = sorted({row["intent"] for row in rows if "intent" in row})
     config = TaggerConfig(
         vocabulary_size=tokenizer.vocabulary_size,
