@@ -18,6 +18,7 @@ from tfllm.config import fill, parse
 from tfllm.core.console import note
 from tfllm.core.errors import run_main
 from tfllm.core.quiet import load_tensorflow
+from tfllm.data.augmentation import AugmentFlags, similar_words
 from tfllm.data.doctor import examine
 from tfllm.data.labels import problem_of
 from tfllm.data.splits import DataFlags, load_splits
@@ -33,7 +34,8 @@ from tfllm.training.search import SearchFlags, Trial, search
 
 @dataclass
 class Config(
-    SearchFlags, FineTuningFlags, TrainingFlags, ClassifierFlags, TextFlags, DataFlags
+    *(SearchFlags, FineTuningFlags, TrainingFlags, ClassifierFlags, AugmentFlags),
+    *(TextFlags, DataFlags),
 ):
     """All flags of this recipe."""
 
@@ -75,7 +77,7 @@ def main(argv: list[str] | None = None, trial: Trial | None = None) -> int:
         training_defaults,
         vector_size_field,
     )
-    from tfllm.models.word_vectors import read_word_vectors
+    from tfllm.models.word_vectors import frequent_vectors, read_word_vectors
     from tfllm.tasks.runs import load_run
     from tfllm.tasks.start import start_from
     from tfllm.tasks.text_classification import task_for
@@ -117,6 +119,12 @@ def main(argv: list[str] | None = None, trial: Trial | None = None) -> int:
         columns[name], lengths[name] = task.columns(records.rows)
     report = examine(splits, lengths=lengths, max_length=config.max_length)
     report.print()
+    if config.augment:
+        known = config.similar_words and frequent_vectors(config.similar_words)
+        similar = similar_words(*known) if known else None
+        changed = config.with_changed(rows, config.seed, similar)
+        columns["train"], _ = task.columns(changed)
+        note(f"{len(changed) - len(rows):,} changed copies of training texts")
 
     # 4. Train, or tell what training would take.
     def prepare(model):

@@ -200,6 +200,19 @@ def test_other_models_run_and_export(model, work, toy, recipe):
     assert (work / "saved_models" / model / "1" / "saved_model.pb").exists()
 
 
+def test_changed_copies_are_trained_on(work, toy, recipe, capsys):
+    lines = ["lovely 1 0", "great 1 0.1", "awful 0 1", "rude 0.1 1"]
+    (work / "alike.vec").write_text("\n".join(lines))
+    options = [*files(toy), *FAST, "--model", "fasttext", "--augment", "replace"]
+    options += ["--augment_copies", 2, "--no_export", "--max_steps", 2]
+    path = work / "runs" / "augmented"
+    assert recipe("text_classification", *options, "--output_dir", path) == 2
+    assert "--similar_words" in capsys.readouterr().err and not path.exists()
+    options += ["--similar_words", work / "alike.vec", "--output_dir", path]
+    assert recipe("text_classification", *options) == 0
+    assert "480 changed copies" in capsys.readouterr().out.replace(",", "")
+
+
 def test_pairs_train_and_export(work, recipe):
     pick = random.Random(0)
     rows = []

@@ -2,6 +2,7 @@
 
 import gzip
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,14 @@ def word_vectors(path, wanted=None) -> Iterator[tuple[str, np.ndarray]]:
                     f"'{word}' should be followed by {size} numbers", f"{path}:{number}"
                 )
             yield word, row
+
+
+def frequent_vectors(path, most: int = 30_000) -> tuple[list[str], np.ndarray]:
+    """The first words of a file, and their vectors float32 `[words, size]`."""
+    found = dict(islice(word_vectors(path), most))
+    if not found:
+        raise UserError("there are no word vectors in the file", path)
+    return [*found], np.stack([*found.values()])
 
 
 def write_word_vectors(path, words: Sequence[str], matrix: np.ndarray) -> None:

@@ -20,7 +20,7 @@ from tfllm.evaluation.word_vectors import (
     question_metric,
     unit_vectors,
 )
-from tfllm.models.word_vectors import word_vectors
+from tfllm.models.word_vectors import frequent_vectors
 from tfllm.text import Tokenizer
 
 NEIGHBOURS, SHOWN, ROWS = 5, 30, 300
@@ -85,9 +85,7 @@ def write_report(
     blocks["test"] |= _measured(found, blocks["test"])
     results = {"task": "word_vectors", "test": blocks["test"]}
     if other is not None and named:
-        read = dict(word_vectors(other))
-        theirs = [*read][:AMONG]
-        matrix = np.array([read[word] for word in theirs])
+        theirs, matrix = frequent_vectors(other, AMONG)
         block = {"samples": len(theirs), "metrics": {}, "intervals": {}}
         block |= _measured(question_arrays(theirs, matrix, named), block)
         results["baseline"] = {"name": Path(other).name} | block
