@@ -33,6 +33,11 @@ def test_two_files(tmp_path):
     assert records.rows[1]["line"] == 2 and len(records.files) == 2
     assert pairs_of(turned(records)) == [(b, a) for a, b in PAIRS]
     (tmp_path / "b.de").write_text("ein Haus\n")
+    (tmp_path / "back.jsonl").write_text('{"text": "Hund", "prediction": "dog"}\n')
+    columns = {"text_column": "prediction", "target_column": "text"}
+    records = read_parallel([*paths, tmp_path / "back.jsonl"], **columns)
+    assert pairs_of(records) == [*PAIRS, ("dog", "Hund")]
+    assert len(records.files) == 3
     with pytest.raises(UserError, match=r"a\.en\.gz has 3 lines, b\.de 1"):
         read_parallel([paths[0], tmp_path / "b.de"])
 

@@ -125,7 +125,8 @@ def test_the_seed_decides_and_streams_are_the_same_text(translator):
     together = translator.generate(TEXTS, seed=seeds, **knobs)
     for text, seed, answer in zip(TEXTS, seeds, together, strict=True):
         assert translator.generate([text], seed=seed, **knobs)[0] == answer
-        assert "".join(translator.stream(text, seed=seed, **knobs)) == answer.text
+        (plain,) = translator.tokenizer.decode([answer.token_ids])
+        assert "".join(translator.stream(text, seed=seed, **knobs)) == plain
 
 
 def test_long_sources_lose_their_end(tokenizer):
@@ -134,3 +135,17 @@ def test_long_sources_lose_their_end(tokenizer):
     long, short = made.generate(["a b c d e f", "a b c"], max_new_tokens=5)
     assert long.text == short.text
     assert (long.truncated, short.truncated) == (3, 0)
+
+
+def test_unknown_words_come_from_the_source(tokenizer):
+    config = shape_of("tiny", tokenizer.vocabulary_size, num_layers=1, hidden_size=16)
+    made = Translator(encoder_decoder(config), config, tokenizer)
+    unknown = tokenizer.unk_id
+    (answer,) = made.generate(
+        ["a b Überraschung c"], max_new_tokens=3, forced_tokens=[unknown, 5, unknown]
+    )
+    (word,) = tokenizer.decode([[5]])
+    assert answer.text == f"Überraschung {word} Überraschung"
+    graph = tokenizer.graph()
+    text = graph.decode([answer.token_ids], unknown=["Ü", "", "x"]).numpy()[0].decode()
+    assert text == f"Ü {word} x"

@@ -1,5 +1,6 @@
 """Translation and summaries from files to exports, as a user runs them."""
 
+import itertools
 import json
 import os
 import random
@@ -19,6 +20,7 @@ SHAPE = ["--hidden_size", 32, "--num_layers", 1, "--num_heads", 2]
 WORDS = {"one": "eins", "two": "zwei", "three": "drei", "four": "vier", "five": "fünf"}
 FILES = ["--train_file", "train.en", "train.de", "--test_file", "test.en", "test.de"]
 FILES += ["--validation_share", 0.1, "--tokenizer", "words"]
+FILES += ["--vocabulary_size", 10]
 
 
 def pairs(count, seed):
@@ -33,8 +35,13 @@ def work(tmp_path_factory):
     before = os.getcwd()
     os.chdir(folder)
     for name, count, seed in (("train", 900, 0), ("test", 30, 1)):
+        rows = pairs(count, seed)
+        # Words that are rare: they are copied.
+        ends = itertools.product("aeiouklmnprst", repeat=2)
+        rare = [f"{('kam', 'mop')[seed]}{a}{b}" for a, b in ends][: count // 10]
+        rows += [(f"one {word}", f"{word} eins") for word in rare]
         for i, side in enumerate(("en", "de")):
-            lines = [pair[i] for pair in pairs(count, seed)]
+            lines = [pair[i] for pair in rows]
             (folder / f"{name}.{side}").write_text("\n".join(lines) + "\n")
     rows = [
         {"article": f"It is {a}. There is more to say of it.", "summary": a, "id": i}
@@ -75,6 +82,8 @@ def test_the_run_directory_holds_all_that_is_promised(translation):
         assert low <= value <= high
     assert "tok:13a" in test["signatures"]["bleu"]
     assert test["metrics"]["bleu"] > 60
+    predictions = (translation / "eval/predictions.jsonl").read_text()
+    assert '"prediction": "mop' in predictions  # unknown words are copied
     row = json.loads(
         (translation / "eval/predictions.jsonl").read_text().split("\n")[0]
     )
@@ -111,12 +120,21 @@ def test_checkpoints_are_averaged_and_measured(translation, work, capsys):
     averaged = f"{translation}-average"
     command = ["eval", averaged, "--test_file", "test.en", "test.de", "--output", "e"]
     assert tfllm(command) == 0
-    assert json.loads((work / "e/results.json").read_text())["test"]["samples"] == 30
+    assert json.loads((work / "e/results.json").read_text())["test"]["samples"] == 33
     assert tfllm(["average", str(translation), "--last", "9"]) == 2
     assert "--keep_checkpoints" in capsys.readouterr().err
 
 
-def test_summaries_stand_beside_the_lead_sentence(work, translation, recipe, capsys):
+def test_a_dry_run_writes_nothing_and_knows_the_other_run(
+    translation, work, recipe, capsys
+):
+    options = ["--dry_run", "--output_dir", "runs/dry", "--compare", "runs/numbers"]
+    assert recipe("translation", *FILES, *FAST, *SHAPE, *options) == 0
+    assert "Dry run" in capsys.readouterr().out
+    assert not (work / "runs/dry").exists()
+
+
+def test_summaries_stand_beside_the_lead_sentence(work, recipe):
     status = recipe(
         *("summarization", "--train_file", "news.jsonl", *FAST, *SHAPE, "--max_steps"),
         *(6, "--vocabulary_size", 300, "--beams", 1, "--architecture", "lstm"),
@@ -128,10 +146,6 @@ def test_summaries_stand_beside_the_lead_sentence(work, translation, recipe, cap
     assert results["baseline"]["name"] == "lead sentence"
     assert results["baseline"]["metrics"]["rougeL"] > 0
     assert next(iter(results["test"]["metrics"])) == "rougeL"
-    options = ["--dry_run", "--output_dir", "runs/dry", "--compare", "runs/numbers"]
-    assert recipe("translation", *FILES, *FAST, *SHAPE, *options) == 0
-    assert "Dry run" in capsys.readouterr().out
-    assert not (work / "runs/dry").exists()
 
 
 def test_a_t5_goes_on_with_sampled_words(work, recipe):
@@ -157,7 +171,7 @@ def test_broken_data_is_told(work, recipe, capsys):
     (work / "gaps.tsv").write_text("\n".join(["a\tb"] * 9 + ["a\t"] * 9) + "\n")
     (work / "names.jsonl").write_text('{"a": "x", "b": "y", "c": "z"}\n' * 5)
     for files, words in (
-        (["train.en", "short.de"], "train.en has 900 lines, short.de 2"),
+        (["train.en", "short.de"], "train.en has 990 lines, short.de 2"),
         (["one.txt"], "two files"),
         (["gaps.tsv"], "gaps.tsv:10"),
         (["names.jsonl"], "--target_column"),

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -81,8 +82,8 @@ def read_parallel(
     """Reads pairs; see `readers.read`.
 
     Args:
-        paths: `a.en a.de` (`b.en b.de` …), a source and its translation each, a line a
-            text; or files that hold both sides.
+        paths: `a.en a.de`, a source and its translation, a line a text; files that
+            hold both sides; or some of each (what a model translated back, say).
         text_column, target_column: Names or numbers from 1; detected when absent.
         split: See `readers.read`.
         parse: Not used.
@@ -90,28 +91,40 @@ def read_parallel(
     Raises:
         UserError: As there; two files have different numbers of lines.
     """
-    found = [path for path, _ in expand(paths)]
-    first = decode(found[0])[0] if len(found) % 2 == 0 else ""
-    if not first or _holds_both(first):
-        columns = {"text": text_column, "target": target_column}
-        return read(paths, parse=partial(_parse, columns=columns), split=split)
-    whole = Records([], "parallel files")
-    whole.columns = {"text": found[0].name, "target": found[1].name}
-    for pair in zip(found[::2], found[1::2], strict=True):
-        sides = []
-        for path in pair:
-            text, whole.encoding, raw = decode(path)
-            sides.append(text.rstrip("\n").split("\n") if text.strip() else [])
-            record = {"path": str(path), "sha256": sha256(raw), "rows": len(sides[-1])}
-            whole.files.append(record)
-        if len(sides[0]) != len(sides[1]):
-            counts = f"{len(sides[0]):,} lines, {pair[1].name} {len(sides[1]):,}"
-            what = f"{pair[0].name} has {counts}"
-            raise UserError(
-                what, pair[0], "A line of one is the same line of the other"
-            )
-        for line, texts in enumerate(zip(*sides, strict=True), 1):
-            _add(whole.rows, whole.bad, str(pair[0]), line, *texts)
+    columns = {"text": text_column, "target": target_column}
+    found = [f"{path}#{part}" if part else path for path, part in expand(paths)]
+    parts = []
+    while found:
+        path = found.pop(0)
+        if found and not _holds_both(decode(expand(path)[0][0])[0]):
+            parts.append(_two_files(Path(path), Path(found.pop(0))))
+        else:
+            parse = partial(_parse, columns=columns)
+            parts.append(read(path, parse=parse, split=split))
+    whole, *rest = parts
+    for part in rest:
+        for name in ("rows", "bad", "files"):
+            getattr(whole, name).extend(getattr(part, name))
+        forms = dict.fromkeys([*whole.format.split(" + "), part.format])
+        whole.format = " + ".join(forms)
+    return whole
+
+
+def _two_files(*paths: Path) -> Records:
+    """A source and its translation."""
+    whole, sides = Records([], "parallel files"), []
+    whole.columns = {"text": paths[0].name, "target": paths[1].name}
+    for path in paths:
+        text, whole.encoding, raw = decode(path)
+        sides.append(text.rstrip("\n").split("\n") if text.strip() else [])
+        record = {"path": str(path), "sha256": sha256(raw), "rows": len(sides[-1])}
+        whole.files.append(record)
+    if len(sides[0]) != len(sides[1]):
+        counts = f"{len(sides[0]):,} lines, {paths[1].name} {len(sides[1]):,}"
+        what = f"{paths[0].name} has {counts}"
+        raise UserError(what, paths[0], "A line of one is that line of the other")
+    for line, texts in enumerate(zip(*sides, strict=True), 1):
+        _add(whole.rows, whole.bad, str(paths[0]), line, *texts)
     check_bad_rows(whole)
     return whole
 
@@ -214,18 +227,20 @@ def start_token(tokenizer: Tokenizer) -> int:
     return next((token for token in found if token is not None), 0)
 
 
-def ended(
-    tokenizer: Tokenizer, texts: Sequence[str], max_length: int | None = None
-) -> list[list[int]]:
-    """Ids of texts, an end token behind each; longer ones lose what is before it.
+def ended(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """Ids of texts, an end token behind each.
 
     Raises:
         UserError: The tokenizer has no end token.
     """
     if tokenizer.eos_id is None:
         raise UserError("the tokenizer has no token that ends a text")
-    rows = tokenizer.encode(texts, max_length=max_length and max_length - 1)
-    return [[*row, tokenizer.eos_id] for row in rows]
+    return [[*row, tokenizer.eos_id] for row in tokenizer.encode(texts)]
+
+
+def cut(rows: Sequence[list[int]], most: int) -> list[list[int]]:
+    """The same rows, at most so long; the end token stays."""
+    return [r if len(r) <= most else r[: most - 1] + r[-1:] for r in rows]
 
 
 class ParallelColumns:
@@ -275,10 +290,10 @@ class ParallelColumns:
 
     def _width(self, length: int, side: int, shares) -> int:
         """Places of a source (0) or target (1) in a bucket."""
-        wide = -(-int(np.ceil(length * shares[side] - 1e-6)) // 8) * 8
-        return self.most[side] if length >= self.max_length else min(
-            wide, self.most[side]
-        )  # fmt: skip
+        most = self.most[side]
+        if length >= self.max_length:
+            return most
+        return min(most, -(-int(np.ceil(length * shares[side] - 1e-6)) // 8) * 8)
 
     def gather(
         self, micro: Micro, pad_values: Mapping[str, float] | None = None

@@ -10,7 +10,13 @@ import tensorflow as tf
 
 from tfllm.generation.network_tf import Cache
 from tfllm.models.decoder import layers_of, to_logits
-from tfllm.models.encoder_decoder import EncoderDecoderConfig, encode, keep, run
+from tfllm.models.encoder_decoder import (
+    EncoderDecoderConfig,
+    encode,
+    keep,
+    run,
+    run_pairs,
+)
 
 
 class PairNetwork:
@@ -123,6 +129,30 @@ class PairNetwork:
             caches=[(recurrence if config.recurrent else attention)(i) for i in layers],
         )
         return tf.reshape(hidden, [-1, config.hidden_size]), tuple(kept)
+
+    def origins(self, source_ids, source_mask, answers, start: int, unknown: int):
+        """The place in the source where each token of an answer looked.
+
+        Args:
+            source_ids, source_mask: See `read`.
+            answers: int32 `[batch, length]`.
+            start: The token before an answer.
+            unknown: A token that is taken before all others of the source.
+
+        Returns:
+            int32 `[batch, length]`: where the last block's heads look most, together;
+            not at the end.
+        """
+        before = tf.pad(answers[:, :-1], [[0, 0], [1, 0]], constant_values=start)
+        inputs = {"source_ids": source_ids, "source_mask": source_mask}
+        inputs |= {"token_ids": before, "padding_mask": tf.ones_like(before)}
+        last = self._config.decoder_layers - 1
+        shares = run_pairs(self._config, self._layers, inputs, shares=last)
+        inside = source_mask * tf.pad(source_mask[:, 1:], [[0, 0], [0, 1]])
+        first = tf.cast(inside * tf.cast(source_ids == unknown, tf.int32), tf.float32)
+        inside = tf.cast(inside, tf.float32)[:, None]
+        scores = tf.reduce_mean(shares, 1) * inside + first[:, None]
+        return tf.argmax(scores, -1, output_type=tf.int32)
 
     def logits(self, hidden):
         """float32 `[rows, vocabulary_size]` from hidden states `[rows, hidden_size]`"""

@@ -154,7 +154,7 @@ class ServedGenerator(tf.Module):
         made = history[:, first:]
         ended = tf.reduce_any(made[:, :, None] == tf.constant(self._ends), [1, 2])
         return {
-            "text": self._text(history, first),
+            "text": self._text(history, first, text),
             "tokens": made,
             "finish_reason": tf.where(ended, "stop", "length"),
         }
@@ -163,7 +163,7 @@ class ServedGenerator(tf.Module):
         """Prompts, and what a `PairNetwork` makes of sources."""
         return self._prompts(self._ids(text, parse_special))[0], ()
 
-    def _text(self, history, first):
+    def _text(self, history, first, asked):
         """What the tokens from slot `first` on add to the text of those before."""
 
         def decoded(tokens):
@@ -195,10 +195,12 @@ class ServedTranslator(ServedGenerator):
         self._max_source, self._beams = translator.max_source, beams
         self._source_end = translator.source_tokenizer.eos_id
         self._end = translator.tokenizer.eos_id
+        self._unknown = translator.source_tokenizer.unk_id
+        self._copies = translator.copies
 
     def text(self, text) -> dict:
         """An answer for each of `text` `[N]`."""
-        return {"text": self._decoded(self._best(text))}
+        return {"text": self._decoded(self._best(text), text)}
 
     def score(self, text) -> dict:
         """How likely the answers to texts `[N]` are, and their number of tokens."""
@@ -229,15 +231,37 @@ class ServedTranslator(ServedGenerator):
         _, context = self._read(text, False)
         return self._scored(*self._prompts(ids), tf.size(text), context)
 
-    def _decoded(self, ids):
-        return self.tokenizer.decode(ids)
+    def _text(self, history, first, asked):
+        made = history[:, first:]
+        return self._decoded(tf.ragged.boolean_mask(made, made >= 0), asked)
 
-    def _read(self, text, parse_special):
+    def _decoded(self, ids, text):
+        """Texts of answers; what is unknown in them comes from the source."""
+        if not self._copies:
+            return self.tokenizer.decode(ids)
+        places = self.network.origins(
+            *(*self._source(text), ids.to_tensor(0), self._prefix[0], self._unknown)
+        )
+        _, *ends = self.sources.encode_with_offsets(text)
+        begin, end = (
+            tf.gather(tf.pad(x.to_tensor(), [[0, 0], [0, 1]]), places, batch_dims=1)
+            for x in ends
+        )
+        whole = tf.strings.unicode_transcode(text, "UTF-8", "UTF-8")
+        whole = tf.repeat(whole[:, None], tf.shape(places)[1], 1)
+        words = tf.strings.substr(whole, begin, end - begin, unit="UTF8_CHAR")
+        words = tf.RaggedTensor.from_tensor(words, ids.row_lengths())
+        return self.tokenizer.decode(ids, unknown=words.values)
+
+    def _source(self, text):
+        """int32 ids and mask, `[N, length]` each."""
         ids = self.sources.encode(text, max_length=self._max_source - 1)
         ids = self._ended(ids, self._source_end)
-        mask = tf.sequence_mask(ids.row_lengths(), dtype=tf.int32)
+        return ids.to_tensor(0), tf.sequence_mask(ids.row_lengths(), dtype=tf.int32)
+
+    def _read(self, text, parse_special):
         prompts = tf.fill([tf.size(text), 1], self._prefix[0])
-        return prompts, self.network.read(ids.to_tensor(0), mask)
+        return prompts, self.network.read(*self._source(text))
 
     @staticmethod
     def _ended(ids, end):

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tfllm.data.parallel import ended, start_token
-from tfllm.generation.generator import Generator, Score, aligned
+from tfllm.data.parallel import cut, ended, start_token
+from tfllm.generation.generator import Generation, Generator, Score, aligned
 from tfllm.models.encoder_decoder import EncoderDecoderConfig
 from tfllm.text import Tokenizer
 
@@ -37,6 +37,43 @@ class Translator(Generator):
         self.max_source = max_source or config.max_length
         self.prefix = [start_token(tokenizer)]
 
+    @property
+    def copies(self) -> bool:
+        """Whether an unknown token in an answer becomes the word that it looks at.
+
+        Byte-level BPE, the recipes' default, has none. Luong et al. (2015), Addressing
+        the rare word problem in neural machine translation.
+        """
+        sides = self.tokenizer, self.source_tokenizer
+        known = all(t.unk_id is not None for t in sides)
+        return known and self.tokenizer.kind != "bpe"
+
+    def generate(self, texts: Sequence[str], **settings) -> list[Generation]:
+        """See `Generator.generate`; streams leave unknown tokens out."""
+        answers = super().generate(texts, **settings)
+        unknown = self.tokenizer.unk_id
+        rows = [i for i, a in enumerate(answers) if unknown in a.token_ids]
+        rows = [i for i in rows if answers[i].finish_reason != "stop_string"]
+        if not rows or not self.copies:
+            return answers
+        texts, chosen = [texts[i] for i in rows], [answers[i] for i in rows]
+        longest = max(len(answer.token_ids) for answer in chosen)
+        ids = np.zeros((len(rows), longest), "int32")
+        for row, answer in zip(ids, chosen, strict=True):
+            row[: len(answer.token_ids)] = answer.token_ids
+        _, _, source = self._prompts(texts, np.zeros(len(texts)), True, False)
+        places = self.engine.network.origins(
+            *source, ids, self.prefix[0], self.source_tokenizer.unk_id
+        )
+        _, offsets = self.source_tokenizer.encode_with_offsets(texts)
+        for text, ends, row, answer in zip(
+            texts, offsets, places.numpy(), chosen, strict=True
+        ):
+            words = [text[slice(*ends[p])] if p < len(ends) else "" for p in row]
+            made = answer.token_ids
+            (answer.text,) = self.tokenizer.decode([made], unknown=[words])
+        return answers
+
     def _network(self, model, xla: bool):
         from tfllm.generation.pair_network_tf import PairNetwork
 
@@ -61,13 +98,11 @@ class Translator(Generator):
 
     def _prompts(self, texts, limits, truncate, parse_special) -> tuple:
         rows = ended(self.source_tokenizer, texts)
-        cut = [max(0, len(row) - self.max_source) for row in rows]
-        end = self.source_tokenizer.eos_id
-        rows = [[*row[: self.max_source - 1], end] if over else row
-                for row, over in zip(rows, cut, strict=True)]  # fmt: skip
+        over = [max(0, len(row) - self.max_source) for row in rows]
+        rows = cut(rows, self.max_source)
         np.minimum(limits, self.config.max_length - 1, out=limits)
         longest = max(map(len, rows), default=1)
         ids = np.zeros((2, len(rows), longest), "int32")
         for i, row in enumerate(rows):
             ids[:, i, : len(row)] = row, [1] * len(row)
-        return [self.prefix] * len(rows), cut, (ids[0], ids[1])
+        return [self.prefix] * len(rows), over, (ids[0], ids[1])

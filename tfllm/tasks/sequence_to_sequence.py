@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from tfllm.data.parallel import ParallelColumns, ended, start_token
+from tfllm.data.parallel import ParallelColumns, cut, ended, start_token
 from tfllm.evaluation import figures
 from tfllm.evaluation.text import (
     METRICS,
@@ -125,7 +125,7 @@ class SequenceToSequence(NextToken):
             for copy in range(1, copies):
                 drawn = sample(tokenizer, texts, dropout, f"{seed} {copy} {name}")
                 found += [row + end for row in drawn]
-            ids.append([r if len(r) <= most else r[: most - 1] + end for r in found])
+            ids.append(cut(found, most))
         most = self.max_source, self.max_target
         start, rows = start_token(self.answers_in), [*rows] * copies
         columns = ParallelColumns(rows, *ids, start, most)
@@ -222,8 +222,8 @@ class SequenceToSequence(NextToken):
 
     def attention(self, model: keras.Model, text: str, answer: str):
         """Draws where the last block looks in the source, the mean of its heads."""
-        (source,) = ended(self.tokenizer, [text], self.max_source)
-        (made,) = ended(self.answers_in, [answer], self.max_target)
+        (source,) = cut(ended(self.tokenizer, [text]), self.max_source)
+        (made,) = cut(ended(self.answers_in, [answer]), self.max_target)
         ids = {"source_ids": source, "token_ids": [start_token(self.answers_in), *made]}
         arrays = {name: np.array([row], "int32") for name, row in ids.items()}
         arrays["token_ids"] = arrays["token_ids"][:, :-1]

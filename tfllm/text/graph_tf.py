@@ -132,21 +132,33 @@ class GraphTokenizer(tf.Module):
 
         return self._run(("offsets",), run, tf.convert_to_tensor(texts, tf.string))
 
-    def decode(self, ids, skip_special_tokens=True):
-        """Ids (int `[N, T]`, ragged or dense) to texts, string `[N]`."""
+    def decode(self, ids, skip_special_tokens=True, unknown=None):
+        """Ids (int `[N, T]`, ragged or dense) to texts, string `[N]`.
 
-        def run(ids, splits):
+        Args:
+            ids: Ids.
+            skip_special_tokens: See `Tokenizer.decode`.
+            unknown: Strings, one for each id in all rows, one row after another.
+        """
+
+        def run(ids, splits, *unknown):
             ids = tf.cast(ids, tf.int32)
             count, rows = tf.shape(self.skipped)[0], tf.size(splits) - 1
             known = (ids >= 0) & (ids < count)
             if skip_special_tokens:
-                known &= ~tf.gather(self.skipped, tf.where(known, ids, 0))
+                skipped = tf.gather(self.skipped, tf.where(known, ids, 0))
+                if unknown:
+                    skipped &= ids != self._python.tokenizer.unk_id
+                known &= ~skipped
             row = tf.boolean_mask(rows_of(splits), known)
             ids = tf.boolean_mask(ids, known)
             glue = tf.gather(self.glue, ids, axis=1)
             same_row = tf.equal(row, shifted(row, 1, -1))
             tight = glue[0] | shifted(glue[1], 1, True) | ~same_row
             parts = tf.gather(self.pieces, ids)
+            if unknown:
+                copied = ids == self._python.tokenizer.unk_id
+                parts = tf.where(copied, tf.boolean_mask(*unknown, known), parts)
             parts = tf.where(tight, parts, tf.strings.join([" ", parts]))
             texts = tf.strings.unsorted_segment_join(parts, row, rows)
             if self._python.tokenizer.pieces.strip_start:
@@ -156,7 +168,9 @@ class GraphTokenizer(tf.Module):
         if not isinstance(ids, tf.RaggedTensor):
             ids = tf.RaggedTensor.from_tensor(ids)
         splits = tf.cast(ids.row_splits, tf.int32)
-        return self._run(("decode", skip_special_tokens), run, ids.values, splits)
+        more = () if unknown is None else (unknown,)
+        key = ("decode", skip_special_tokens, bool(more))
+        return self._run(key, run, ids.values, splits, *more)
 
     def _run(self, key, function, *arguments):
         """Inside a function its ops; else a function of our own, traced only once."""

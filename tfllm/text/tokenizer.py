@@ -284,19 +284,30 @@ class Tokenizer:
         return defs.pieces(self.definition, self.kind, self.tokens_raw)
 
     def decode(
-        self, rows: Sequence[Sequence[int]], skip_special_tokens: bool = True
+        self,
+        rows: Sequence[Sequence[int]],
+        skip_special_tokens: bool = True,
+        unknown: Sequence[Sequence[str]] | None = None,
     ) -> list[str]:
-        """Turns lists of ids into texts; ids outside the vocabulary are left out."""
+        """Turns lists of ids into texts; ids outside the vocabulary are left out.
+
+        Args:
+            rows: Lists of ids.
+            skip_special_tokens: Whether special tokens are left out.
+            unknown: For each id what is written if it is the unknown token's.
+        """
         skipped = self.special_ids if skip_special_tokens else frozenset()
         texts, pieces, size = [], self.pieces, len(self.tokens_raw)
-        for row in rows:
+        for number, row in enumerate(rows):
             parts, glued = [], True
-            for token_id in map(int, row):
-                if not 0 <= token_id < size or token_id in skipped:
+            for place, token_id in enumerate(map(int, row)):
+                copied = unknown is not None and token_id == self.unk_id
+                if not 0 <= token_id < size or (token_id in skipped and not copied):
                     continue
                 if not (glued or pieces.glue_left[token_id]):
                     parts.append(b" ")
-                parts.append(pieces.texts[token_id])
+                text = pieces.texts[token_id]
+                parts.append(unknown[number][place].encode() if copied else text)
                 glued = pieces.glue_right[token_id]
             text = b"".join(parts)
             if pieces.strip_start and text.startswith(b" "):
