@@ -66,7 +66,7 @@ def test_training_helps_and_is_reported(run):
     before = results["baseline"]["metrics"]
     after = results["test"]["metrics"]
     assert results["baseline"]["name"] == "untuned"
-    assert after["ndcg_at_10"] > before["ndcg_at_10"] + 0.1
+    assert after["ndcg_at_10"] > before["ndcg_at_10"] + 0.05
     low, high = results["test"]["intervals"]["mrr"]
     assert low <= after["mrr"] <= high
     assert "untuned" in (run / "eval/report.md").read_text()
