@@ -62,7 +62,8 @@ def settle(splits: dict[str, Records], kind: str | None = None):
         name: replace(part, rows=[*map(_with_target, part.rows)])
         for name, part in splits.items()
     }
-    rows = splits["train"].rows
+    # Of a handful of rows all may have been held out.
+    rows = splits["train"].rows or [r for part in splits.values() for r in part.rows]
     paired = [row for row in rows if row.get("text_pair")]
     labelled = all("label" in row for row in rows)
     if kind is None:
@@ -81,6 +82,9 @@ def settle(splits: dict[str, Records], kind: str | None = None):
         fix = "Name the columns with --pair_column or --label_column"
         where = ", ".join(file["path"] for file in splits["train"].files) or None
         raise UserError(f"the training rows have {what}", where, fix)
+    for name, part in splits.items():
+        if labelled and not all("label" in row for row in part.rows):
+            raise UserError(f"rows of {name} have no label, those of train have one")
     if labelled:
         problem = "regression" if kind == "scores" else "single_label"
         splits = {name: labels_as(problem, part) for name, part in splits.items()}
@@ -89,7 +93,7 @@ def settle(splits: dict[str, Records], kind: str | None = None):
             name: replace(part, rows=[*map(_without_label, part.rows)])
             for name, part in splits.items()
         }
-        if not any("text_pair" in row for row in splits["train"].rows):
+        if not any("text_pair" in r for part in splits.values() for r in part.rows):
             found = sorted({row["label"] for row in rows})[:5]
             raise UserError(
                 f"no pair belongs together: the labels are {', '.join(found)}",
