@@ -168,8 +168,9 @@ class GraphTokenizer(tf.Module):
         if not isinstance(ids, tf.RaggedTensor):
             ids = tf.RaggedTensor.from_tensor(ids)
         splits = tf.cast(ids.row_splits, tf.int32)
-        more = () if unknown is None else (unknown,)
-        key = ("decode", skip_special_tokens, bool(more))
+        given = unknown is not None
+        more = (tf.convert_to_tensor(unknown, tf.string),) if given else ()
+        key = ("decode", skip_special_tokens, given)
         return self._run(key, run, ids.values, splits, *more)
 
     def _run(self, key, function, *arguments):
