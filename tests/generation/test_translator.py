@@ -90,9 +90,10 @@ def test_a_single_beam_is_greedy_and_more_find_no_worse(translator):
     lists = {"banned": (), "forced": ()}
     settings = {"max_new_tokens": 10, "seed": 0}
     job = translator._job(translator.engine, TEXTS, settings, lists, False)
-    state = translator.engine.start(job.tokens, 10, beams=Beams(1), source=job.source)
+    beams = Beams(1, 0.0)  # nothing longer can be better
+    state = translator.engine.start(job.tokens, 10, beams=beams, source=job.source)
     state = translator.engine.advance(
-        state, job.values, translator.stop_tokens, 10, beams=Beams(1)
+        state, job.values, translator.stop_tokens, 10, beams=beams
     )
     rows = state.beams[2].numpy()[1:, :, 0].T
     assert [row[row >= 0].tolist() for row in rows] == [a.token_ids for a in greedy]

@@ -17,7 +17,8 @@ BATCH = {"token_ids": IDS, "padding_mask": np.ones_like(IDS)}
 
 def make(lora=None):
     keras.utils.set_random_seed(4)
-    config = ClassifierConfig("encoder", 40, 3, encoder=SHAPE, lora=lora)
+    options = {"encoder": SHAPE, "lora": lora, "pooling": "cls"}
+    config = ClassifierConfig("encoder", 40, 3, **options)
     return build_classifier(config)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -80,8 +81,12 @@ def test_classifiers_take_the_vectors(work, toy, recipe):
 
 
 def test_chinese_is_cut_into_words(work, recipe):
-    text = "\n\n".join(f"我们 喜欢 北京 的 天气 {i} 今天 北京 下雨" for i in range(200))
-    (work / "zh.txt").write_text(text.replace(" ", ""))
+    draw, known = (
+        random.Random(0),
+        "我们 喜欢 北京 天气 今天 下雨 老师 学校 音乐".split(),
+    )
+    texts = ["".join(draw.choices(known, k=7)) for _ in range(300)]
+    (work / "zh.txt").write_text("\n\n".join(texts))
     path = work / "runs" / "zh"
     options = ["--train_file", "zh.txt", "--output_dir", path, "--no_export"]
     assert recipe("word_vectors", *options, "--size", 4, "--epochs", 1) == 0
