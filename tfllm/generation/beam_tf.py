@@ -67,7 +67,8 @@ class Beams(NamedTuple):
 
         # Into the pool goes what ends here.
         penalty = self.length_penalty
-        fits = (over | last) & ~done[::width][:, None]
+        # Only one of the best `width` may end: a beam of one is the greedy way then.
+        fits = (over | last) & ~done[::width][:, None] & (tf.range(2 * width) < width)
         closed = tf.where(fits, values / new**penalty, LOW)
         both = tf.concat([finished, closed], 1)
         finished, best = tf.math.top_k(both, width)
