@@ -20,7 +20,7 @@ from tfllm.core.errors import UserError, run_main
 from tfllm.core.files import atomic_write
 from tfllm.core.quiet import load_tensorflow
 from tfllm.data.corpus import CorpusFlags, describe, encode_corpus, load_documents
-from tfllm.data.sentence_pairs import OBJECTIVES, make_pairs
+from tfllm.data.sentence_pairs import OBJECTIVES, PAIRED, make_pairs
 from tfllm.text import Tokenizer
 from tfllm.text.flags import TextFlags, tokenizer_for
 from tfllm.training.flags import RunFlags, TrainingFlags
@@ -148,11 +148,11 @@ def main(argv: list[str] | None = None) -> int:
         max_length=config.max_length,
         position=config.position,
         norm_first=config.norm_first,
+        pooler=config.objective in PAIRED,
         dropout=config.dropout,
         attention_dropout=config.dropout,
         **size,
     )
-    encoder.pooler = config.objective in ("next_sentence", "sentence_order")
     task = MaskedLM(
         tokenizer,
         encoder,

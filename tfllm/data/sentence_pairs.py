@@ -23,7 +23,8 @@ from tfllm.data.columns import spans as places_of
 from tfllm.data.corpus import Corpus
 from tfllm.text import Tokenizer
 
-OBJECTIVES = ("next_sentence", "sentence_order", "replaced_tokens", "none")
+PAIRED = ("next_sentence", "sentence_order")  # these judge two segments
+OBJECTIVES = (*PAIRED, "replaced_tokens", "none")
 SHORT = 0.1  # share of rows that are to be shorter, so that such are known too
 CUT = (0.35, 0.65)  # a row is cut at the end of the sentence that is nearest to here
 TRIES = 8  # for a second part that is another document's
@@ -133,7 +134,7 @@ def make_pairs(
     budget = tokenizer.budget(tokenizer.pair, max_length)
     if budget < 8:
         raise UserError(f"--max_length {max_length} is too short for a pair")
-    if objective == "replaced_tokens":  # rows as with masked words alone
+    if objective not in PAIRED:  # all with one segment share their rows
         objective = "none"
     if objective == "next_sentence" and corpus.size < 2:
         raise UserError(

@@ -23,6 +23,7 @@ from tfllm.evaluation.report import (
     MISTAKES,
     markdown_cell,
     markdown_table,
+    measured_splits,
     results_table,
     write_evaluation,
 )
@@ -185,13 +186,8 @@ def write_answers_report(
     Returns:
         What results.json holds.
     """
-    results = {"task": task, "style": test.style, "test": measure(test)}
-    leaked = set(leaked)
-    kept = [i for i in range(len(test.questions)) if i not in leaked]
-    if leaked and kept:
-        results["test_without_leaked"] = measure(test.take(kept))
-    if validation is not None:
-        results["validation"] = measure(validation)
+    results = {"task": task, "style": test.style}
+    results |= measured_splits(measure, test, validation, leaked)
     report = _report(results, test)
     return write_evaluation(directory, results, prediction_rows(test), report, {})
 

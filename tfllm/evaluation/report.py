@@ -1,8 +1,9 @@
 """The `eval/` folder of a run: results.json, predictions.jsonl, report.md, pictures."""
 
+import functools
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -76,6 +77,31 @@ class Split:
         return replace(self, **taken, seconds=None)
 
 
+def measured_splits(
+    measure: Callable,
+    test,
+    validation=None,
+    leaked: Iterable[int] = (),
+    worth: Callable[[list[int]], bool] = bool,
+) -> dict:
+    """The blocks of results.json: `test`, `test_without_leaked`, `validation`.
+
+    Args:
+        measure: Makes a split's block.
+        test: Has `predictions` and `take`, as `Split` does.
+        validation: Another one, or None.
+        leaked: Places of the test rows that stand in the training data too.
+        worth: Whether rows at these places can be measured.
+    """
+    results, leaked = {"test": measure(test)}, set(leaked)
+    kept = [i for i in range(len(test.predictions)) if i not in leaked]
+    if leaked and worth(kept):
+        results["test_without_leaked"] = measure(test.take(kept))
+    if validation is not None:
+        results["validation"] = measure(validation)
+    return results
+
+
 def write_classification_report(
     directory: str | Path,
     *,
@@ -110,22 +136,17 @@ def write_classification_report(
         ValueError: columns that do not fit together.
     """
     options = {"class_names": class_names, "seed": seed}
-    results = {"task": task, "test": measure(test, **options)}
-    leaked = set(leaked)
-    kept = [i for i in range(len(test.labels)) if i not in leaked]
-    apart = bool(leaked and kept)
-    if apart:
-        results["test_without_leaked"] = measure(test.take(kept), **options)
+    leaked, part = set(leaked), functools.partial(measure, **options)
+    results = {"task": task} | measured_splits(part, test, validation, leaked)
     if baseline is not None:
         name, predictions = baseline
         other = Split(test.texts, test.labels, predictions, problem=test.problem)
-        block = {"name": name, **measure(other, **options)}
-        if apart:
-            block["without_leaked"] = measure(other.take(kept), **options)["metrics"]
+        found = measured_splits(part, other, leaked=leaked)
+        block = {"name": name, **found["test"]}
+        if "test_without_leaked" in found:
+            block["without_leaked"] = found["test_without_leaked"]["metrics"]
         block["compared"] = _compared(test, predictions, **options)
         results["baseline"] = block
-    if validation is not None:
-        results["validation"] = measure(validation, **options)
     look = {"single_label": _look, "multi_label": _look_multi, "regression": _look_off}
     drawn, sections, results["per_class"] = look[test.problem](test, class_names)
     if not results["per_class"]:

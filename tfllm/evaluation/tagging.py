@@ -20,6 +20,7 @@ from tfllm.evaluation.report import (
     class_table,
     markdown_cell,
     markdown_table,
+    measured_splits,
     results_table,
     write_evaluation,
 )
@@ -155,13 +156,12 @@ def write_tagging_report(
     Raises:
         UserError: No row has an entity.
     """
-    results = {"task": task, "test": measure(test)}
-    leaked = set(leaked)
-    kept = [i for i in range(len(test.texts)) if i not in leaked]
-    if leaked and any(test.labels[i] for i in kept):
-        results["test_without_leaked"] = measure(test.take(kept))
-    if validation is not None:
-        results["validation"] = measure(validation)
+
+    def worth(kept):
+        return any(test.labels[i] for i in kept)
+
+    results = {"task": task}
+    results |= measured_splits(measure, test, validation, leaked, worth)
     pairs = test.spans()
     sides = [Counter(s.type for row in pairs for s in row[side]) for side in (0, 1)]
     hits = Counter(span.type for true, found in pairs for span in true & found)

@@ -204,7 +204,7 @@ def encode(config: EncoderConfig, inputs: dict, dtype=None):
 
 def pool(config: EncoderConfig, hidden, dtype=None):
     """BERT's pooler: `[batch, hidden_size]` from the first token's vector."""
-    return _dense(
+    return dense(
         config,
         config.hidden_size,
         "pooler",
@@ -225,7 +225,7 @@ def masked_lm_features(config: EncoderConfig, hidden, dtype=None):
         `[…, embedding_size]`, to be multiplied with the token embedding.
     """
     size = config.embedding_size or config.hidden_size
-    hidden = _dense(config, size, "masked_lm_dense", dtype=dtype)(hidden)
+    hidden = dense(config, size, "masked_lm_dense", dtype=dtype)(hidden)
     return norm_layer(
         config.norm, config.norm_epsilon, dtype=dtype, name="masked_lm_norm"
     )(activate(config.activation, hidden))
@@ -270,19 +270,20 @@ def encoder(
             embedding(features, reverse=True)
         )
     if next_sentence:
-        outputs["next_sentence"] = _dense(config, 2, "next_sentence", dtype="float32")(
+        outputs["next_sentence"] = dense(config, 2, "next_sentence", dtype="float32")(
             outputs["pooled"]
         )
     if num_labels:
         features = outputs.get("pooled", hidden)
         features = Dropout(config.dropout, dtype=dtype, name="head_dropout")(features)
-        outputs["logits"] = _dense(config, num_labels, "logits", dtype="float32")(
+        outputs["logits"] = dense(config, num_labels, "logits", dtype="float32")(
             features
         )
     return keras.Model(inputs, outputs, name="encoder")
 
 
-def _dense(config, size, name, **options):
+def dense(config, size, name, **options):
+    """A dense layer whose kernel begins as the encoder's do."""
     return keras.layers.Dense(
         size,
         kernel_initializer=keras.initializers.TruncatedNormal(

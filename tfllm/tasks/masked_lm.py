@@ -21,8 +21,8 @@ from tfllm.data.batching import BatchPlan
 from tfllm.data.corpus import Corpus
 from tfllm.data.masking import Masking
 from tfllm.data.pipeline import batches
-from tfllm.data.sentence_pairs import PairColumns
-from tfllm.evaluation.intervals import bootstrap
+from tfllm.data.sentence_pairs import PAIRED, PairColumns
+from tfllm.evaluation.intervals import measured
 from tfllm.evaluation.report import (
     markdown_cell,
     markdown_table,
@@ -33,6 +33,7 @@ from tfllm.layers.fill_places import FillPlaces
 from tfllm.layers.output_bias import OutputBias
 from tfllm.models.encoder import (
     EncoderConfig,
+    dense,
     encode,
     masked_lm_features,
     pool,
@@ -93,7 +94,7 @@ class MaskedLM:
     @property
     def pairs(self) -> bool:
         """Whether rows have two segments that are judged."""
-        return self.objective in ("next_sentence", "sentence_order")
+        return self.objective in PAIRED
 
     def build_model(self, dtype: str | None = None) -> keras.Model:
         """Encoder and heads, with BERT's names of layers.
@@ -121,14 +122,15 @@ class MaskedLM:
                 inputs["mask_places"],
             )
             hidden = encode(config, inputs | {"token_ids": ids}, dtype)
-            logits = _head(config, 1, "replaced")(hidden)
+            logits = dense(config, 1, "replaced", dtype="float32")(hidden)
             outputs["replaced"] = logits[..., 0]
             return keras.Model(inputs, outputs, name="masked_lm")
         model, hidden = self._masked_lm(config, dtype)
         outputs = {"masked_lm": model.output}
         if self.pairs:
             pooled = pool(config, hidden, dtype)
-            outputs["next_sentence"] = _head(config, 2, "next_sentence")(pooled)
+            head = dense(config, 2, "next_sentence", dtype="float32")
+            outputs["next_sentence"] = head(pooled)
         return keras.Model(model.input, outputs, name="masked_lm")
 
     def _masked_lm(self, config, dtype):
@@ -260,21 +262,12 @@ class MaskedLM:
         """The block of one split in results.json."""
         started = time.perf_counter()
         scores = self.scores(model, columns)
-        metrics = self.metrics(scores)
 
-        def measured(*rows):
-            rows = {k: part.T for k, part in zip(scores, rows, strict=True)}
-            return list(self.metrics(rows).values())
+        def metrics(*rows):
+            return self.metrics({k: r.T for k, r in zip(scores, rows, strict=True)})
 
-        low, high = bootstrap(measured, [part.T for part in scores.values()])
-        return {
-            "samples": len(columns),
-            "metrics": metrics,
-            "intervals": {
-                name: [float(low[i]), float(high[i])] for i, name in enumerate(metrics)
-            },
-            "seconds": time.perf_counter() - started,
-        }
+        arrays = [rows.T for rows in scores.values()]
+        return measured(metrics, arrays, len(columns), started)
 
     def validate(self, model: keras.Model, columns: PairColumns) -> Verdict:
         """Loss, perplexity and accuracies on held-out text, and filled-in sentences."""
@@ -387,13 +380,6 @@ def _cross_entropy(logits, targets, smooth: float = 0.0):
         picked = (1.0 - smooth) * picked + smooth * ops.mean(logits, axis=-1)
     hits = ops.cast(ops.argmax(logits, -1), "int32") == targets
     return ops.logsumexp(logits, axis=-1) - picked, ops.cast(hits, "float32")
-
-
-def _head(config: EncoderConfig, size: int, name: str) -> keras.layers.Dense:
-    initializer = keras.initializers.TruncatedNormal(stddev=config.initializer_range)
-    return keras.layers.Dense(
-        size, kernel_initializer=initializer, name=name, dtype="float32"
-    )
 
 
 def _smaller(config: EncoderConfig) -> EncoderConfig:
