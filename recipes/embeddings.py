@@ -13,7 +13,7 @@ pair), or pairs with a score. Without a file it takes docstrings and their first
 import sys
 from dataclasses import dataclass, replace
 
-from tfllm.cli.finish import finish, show
+from tfllm.cli.finish import finish, show, train
 from tfllm.config import fill, flag, parse, refuse
 from tfllm.core.console import note
 from tfllm.core.errors import run_main
@@ -104,7 +104,6 @@ def main(argv: list[str] | None = None) -> int:
     from tfllm.models.embedder import EmbedderConfig, scratch_encoder
     from tfllm.models.word_vectors import read_word_vectors
     from tfllm.tasks.embeddings import Embeddings, write_report
-    from tfllm.tasks.runs import load_run
     from tfllm.tasks.start import start_from
     from tfllm.training.trainer_tf import Trainer
 
@@ -174,21 +173,17 @@ def main(argv: list[str] | None = None) -> int:
 
     data = columns["train"], columns["validation"]
     trainer = Trainer(task, config, run, *data, prepare)
-    if config.dry_run:
-        return trainer.dry_run()
-    if not run.resumed:
-        config = trainer.begin(files)
-        report.save(run.path)
-    trainer.fit()
+    best = train(trainer, files, report)
+    if not best:
+        return 0
 
     # 5. Measure the best weights, and the first ones, on text that they have not seen.
-    best = load_run(run.path)
     held_out = columns["test"], columns["validation"]
     results, found = write_report(
         run.path / "eval", best.task, best.model, trainer.untrained(), *held_out
     )
-    trainer.summarise(vars(config), results, (found, columns["test"].texts))
-    return finish(run, config, best, results, files)
+    trainer.summarise(results, (found, columns["test"].texts))
+    return finish(run, trainer.config, best, results, files)
 
 
 if __name__ == "__main__":

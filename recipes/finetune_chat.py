@@ -9,15 +9,13 @@ questions and answers about code and computers. The model's own chat template is
 else ChatML, and saved with the run: `tfllm chat RUN` and the export speak it too.
 """
 
-import json
 import sys
 from dataclasses import dataclass
 
 from tfllm.cli.begin import ChatFlags, begin_chat
-from tfllm.cli.finish import finish, show
+from tfllm.cli.finish import finish, show, train
 from tfllm.config import flag, parse, refuse
 from tfllm.core.errors import run_main
-from tfllm.core.files import atomic_write
 from tfllm.data.chats import encode_chats, parse_chats, tell_cuts
 from tfllm.data.splits import SplitFlags, load_splits
 from tfllm.training.flags import FineTuningFlags, RunFlags, TrainingFlags
@@ -59,7 +57,6 @@ def main(argv: list[str] | None = None) -> int:
     start, template, config, common = begin_chat(config, 3e-4, 5e-5, 2)
     from tfllm.tasks.causal_lm import write_report
     from tfllm.tasks.chat import Chat
-    from tfllm.tasks.runs import load_run
     from tfllm.training.trainer_tf import Trainer
 
     # 3. Conversations to ids, and what truncation takes of them.
@@ -75,23 +72,19 @@ def main(argv: list[str] | None = None) -> int:
     task = Chat(**common, loss_on=config.loss_on)
     data = columns["train"], columns["validation"]
     trainer = Trainer(task, config, run, *data, start.fill)
-    if config.dry_run:
-        return trainer.dry_run()
-    if not run.resumed:
-        config = trainer.begin(files)
-        template.save(run.path / "tokenizer")
-        atomic_write(run.path / "data_report.json", json.dumps(counts, indent=1))
-    trainer.fit()
+    best = train(trainer, files, counts, lambda path: template.save(path / "tokenizer"))
+    if not best:
+        return 0
 
     # 5. Measure the best weights, and those before training, on held-out rows.
-    best, before = load_run(run.path), task.build_model("float32")
+    before = task.build_model("float32")
     start.fill(before)
     held_out = columns["test"], columns["validation"]
     results = write_report(
         run.path / "eval", best.task, best.model, *held_out, start=before
     )
-    trainer.summarise(vars(config), results)
-    return finish(run, config, best, results, files)
+    trainer.summarise(results)
+    return finish(run, trainer.config, best, results, files)
 
 
 if __name__ == "__main__":

@@ -9,16 +9,14 @@ Pairs are JSON or JSON lines: a conversation (`messages`, ShareGPT's `conversati
 questions with their own answer and that to another question.
 """
 
-import json
 import sys
 from dataclasses import dataclass
 
 from tfllm.cli.begin import ChatFlags, begin_chat
-from tfllm.cli.finish import finish, show
+from tfllm.cli.finish import finish, show, train
 from tfllm.config import fill, flag, parse, refuse
 from tfllm.core.console import note
 from tfllm.core.errors import run_main
-from tfllm.core.files import atomic_write
 from tfllm.data.chats import (
     encode_answers,
     mismatched,
@@ -70,7 +68,6 @@ def main(argv: list[str] | None = None) -> int:
     start, template, config, common = begin_chat(config, 5e-5, 5e-6, 1)
     from tfllm.tasks.causal_lm import write_report
     from tfllm.tasks.preference import Preference, read_references, save_references
-    from tfllm.tasks.runs import load_run
     from tfllm.training.trainer_tf import Trainer
 
     # 3. Pairs to ids, what truncation takes, and what the model thinks of them so far.
@@ -94,24 +91,22 @@ def main(argv: list[str] | None = None) -> int:
         del model
 
     # 4. Train, or tell what training would take.
-    data = columns["train"], columns["validation"]
-    trainer = Trainer(task, config, run, *data, start.fill)
-    if config.dry_run:
-        return trainer.dry_run()
-    if not run.resumed:
-        config = trainer.begin(files)
-        template.save(run.path / "tokenizer")
+    def leave(path):
+        template.save(path / "tokenizer")
         if wanted:
             save_references(references, columns)
-        atomic_write(run.path / "data_report.json", json.dumps(counts, indent=1))
-    trainer.fit()
+
+    data = columns["train"], columns["validation"]
+    trainer = Trainer(task, config, run, *data, start.fill)
+    best = train(trainer, files, counts, leave)
+    if not best:
+        return 0
 
     # 5. Measure the best weights on pairs that they have not seen.
-    best = load_run(run.path)
     held_out = columns["test"], columns["validation"]
     results = write_report(run.path / "eval", best.task, best.model, *held_out)
-    trainer.summarise(vars(config), results)
-    return finish(run, config, best, results, files)
+    trainer.summarise(results)
+    return finish(run, trainer.config, best, results, files)
 
 
 if __name__ == "__main__":

@@ -9,15 +9,13 @@ stands) or of JSON lines {"text": …}. Without any it takes the source of Pytho
 standard library. `tfllm generate RUN "def "` writes; recipes/finetune_chat.py goes on.
 """
 
-import json
 import sys
 from dataclasses import dataclass
 
-from tfllm.cli.finish import finish, show
+from tfllm.cli.finish import finish, show, train
 from tfllm.config import fill, flag, parse, refuse
 from tfllm.core.console import note
 from tfllm.core.errors import run_main
-from tfllm.core.files import atomic_write
 from tfllm.core.quiet import load_tensorflow
 from tfllm.data.corpus import CorpusFlags, load_documents
 from tfllm.data.samples import LIBRARY
@@ -129,7 +127,6 @@ def main(argv: list[str] | None = None) -> int:
     load_tensorflow()
     from tfllm.models.decoder import shape_of
     from tfllm.tasks.causal_lm import CausalLM, write_report
-    from tfllm.tasks.runs import load_run
     from tfllm.training.trainer_tf import Trainer
 
     # 4. Train, or tell what training would take.
@@ -143,19 +140,15 @@ def main(argv: list[str] | None = None) -> int:
     task = CausalLM(tokenizer, shape, config.max_length)
     data = columns["train"], columns["validation"]
     trainer = Trainer(task, config, run, *data, *([start.fill] if start else []))
-    if config.dry_run:
-        return trainer.dry_run()
-    if not run.resumed:
-        config = trainer.begin(files)
-        atomic_write(run.path / "data_report.json", json.dumps(report, indent=1))
-    trainer.fit()
+    best = train(trainer, files, report)
+    if not best:
+        return 0
 
     # 5. Measure the best weights on text that they have not seen.
-    best = load_run(run.path)
     held_out = columns["test"], columns["validation"]
     results = write_report(run.path / "eval", best.task, best.model, *held_out)
-    trainer.summarise(vars(config), results)
-    return finish(run, config, best, results, files)
+    trainer.summarise(results)
+    return finish(run, trainer.config, best, results, files)
 
 
 if __name__ == "__main__":

@@ -9,15 +9,13 @@ JSON lines {"text": …}, Chinese or English. Without any it takes a month of th
 Daily. The run is what recipes/text_classification.py --model RUN goes on from.
 """
 
-import json
 import sys
 from dataclasses import dataclass
 
-from tfllm.cli.finish import finish, show
+from tfllm.cli.finish import finish, show, train
 from tfllm.config import fill, flag, parse
 from tfllm.core.console import note
 from tfllm.core.errors import UserError, run_main
-from tfllm.core.files import atomic_write
 from tfllm.core.quiet import load_tensorflow
 from tfllm.data.corpus import CorpusFlags, describe, encode_corpus, load_documents
 from tfllm.data.sentence_pairs import OBJECTIVES, PAIRED, make_pairs
@@ -136,7 +134,6 @@ def main(argv: list[str] | None = None) -> int:
     load_tensorflow()
     from tfllm.models.encoder import SIZES, EncoderConfig
     from tfllm.tasks.masked_lm import MaskedLM, write_report
-    from tfllm.tasks.runs import load_run
     from tfllm.training.trainer_tf import Trainer
 
     # 4. Train, or tell what training would take.
@@ -163,19 +160,15 @@ def main(argv: list[str] | None = None) -> int:
         seed=config.seed,
     )
     trainer = Trainer(task, config, run, columns["train"], columns["validation"])
-    if config.dry_run:
-        return trainer.dry_run()
-    if not run.resumed:
-        config = trainer.begin(files)
-        atomic_write(run.path / "data_report.json", json.dumps(report, indent=1))
-    trainer.fit()
+    best = train(trainer, files, report)
+    if not best:
+        return 0
 
     # 5. Measure the best weights on text that they have not seen.
-    best = load_run(run.path)
     held_out = columns["test"], columns["validation"]
     results = write_report(run.path / "eval", best.task, best.model, *held_out)
-    trainer.summarise(vars(config), results)
-    return finish(run, config, best, results, files)
+    trainer.summarise(results)
+    return finish(run, trainer.config, best, results, files)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ questions in other words than the context's start from an encoder, and have thou
 import sys
 from dataclasses import dataclass, replace
 
-from tfllm.cli.finish import finish, show
+from tfllm.cli.finish import finish, show, train
 from tfllm.config import fill, parse, refuse
 from tfllm.core.console import note
 from tfllm.core.errors import run_main
@@ -59,7 +59,6 @@ def main(argv: list[str] | None = None) -> int:
     load_tensorflow()
     from tfllm.models.span_reader import training_defaults
     from tfllm.tasks.question_answering import task_for
-    from tfllm.tasks.runs import load_run
     from tfllm.tasks.start import start_from
     from tfllm.training.trainer_tf import Trainer
 
@@ -100,15 +99,11 @@ def main(argv: list[str] | None = None) -> int:
 
     data = columns["train"], columns["validation"]
     trainer = Trainer(task, config, run, *data, prepare)
-    if config.dry_run:
-        return trainer.dry_run()
-    if not run.resumed:
-        config = trainer.begin(files)
-        report.save(run.path)
-    trainer.fit()
+    best = train(trainer, files, report)
+    if not best:
+        return 0
 
     # 5. Measure the best weights on contexts that they have not seen.
-    best = load_run(run.path)
     judged = {
         name: best.task.split(best.model, records.rows)
         for name, records in splits.items()
@@ -117,8 +112,8 @@ def main(argv: list[str] | None = None) -> int:
     results = write_answers_report(
         run.path / "eval", task=task.name, leaked=report.leaked, **judged
     )
-    trainer.summarise(vars(config), results)
-    return finish(run, config, best, results, files)
+    trainer.summarise(results)
+    return finish(run, trainer.config, best, results, files)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ settings. docs/choosing.md says which model suits which data.
 import sys
 from dataclasses import dataclass, replace
 
-from tfllm.cli.finish import finish, show
+from tfllm.cli.finish import finish, show, train
 from tfllm.config import fill, parse
 from tfllm.core.console import note
 from tfllm.core.errors import run_main
@@ -78,7 +78,6 @@ def main(argv: list[str] | None = None, trial: Trial | None = None) -> int:
         vector_size_field,
     )
     from tfllm.models.word_vectors import frequent_vectors, read_word_vectors
-    from tfllm.tasks.runs import load_run
     from tfllm.tasks.start import start_from
     from tfllm.tasks.text_classification import task_for
     from tfllm.training.trainer_tf import Trainer
@@ -141,15 +140,11 @@ def main(argv: list[str] | None = None, trial: Trial | None = None) -> int:
         trial.watch(task)
     data = columns["train"], columns.get("validation")
     trainer = Trainer(task, config, run, *data, prepare)
-    if config.dry_run:
-        return trainer.dry_run()
-    if not run.resumed:
-        config = trainer.begin(files)
-        report.save(run.path)
-    trainer.fit()
+    best = train(trainer, files, report)
+    if not best:
+        return 0
 
     # 5. Measure the best weights on text that they have not seen.
-    best = load_run(run.path)
     judged = {
         name: best.task.split(best.model, records.rows)
         for name, records in splits.items()
@@ -163,8 +158,8 @@ def main(argv: list[str] | None = None, trial: Trial | None = None) -> int:
         leaked=report.leaked,
         baseline=other,
     )
-    trainer.summarise(vars(config), results)
-    return finish(run, config, best, results, files)
+    trainer.summarise(results)
+    return finish(run, trainer.config, best, results, files)
 
 
 if __name__ == "__main__":

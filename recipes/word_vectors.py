@@ -10,7 +10,6 @@ which `--word_vectors` of other recipes reads; the run itself embeds texts as th
 of their words (`tfllm search RUN FILE "…"`), and so does its export.
 """
 
-import json
 import sys
 from dataclasses import asdict, dataclass
 
@@ -18,7 +17,6 @@ from tfllm.cli.finish import finish, show
 from tfllm.config import fill, flag, parse, to_yaml
 from tfllm.core.console import note
 from tfllm.core.errors import run_main
-from tfllm.core.files import atomic_write
 from tfllm.core.quiet import load_tensorflow
 from tfllm.data.corpus import CorpusFlags, load_documents
 from tfllm.data.stream import describe, encode_stream
@@ -112,9 +110,8 @@ def main(argv: list[str] | None = None) -> int:
         return dry_run(task, config)
     if not run.resumed:
         note(to_yaml(config))
-        run.write_start(config, files)
+        run.write_start(config, files, report)
         tokenizer.save(run.path / "tokenizer")
-        atomic_write(run.path / "data_report.json", json.dumps(report, indent=1))
     tables = train_blocks(task, config, run, asdict(config))
     vectors, mask = task.vectors(tables), word_mask(tokenizer)
     order = [i for i in (-task.counts).argsort(kind="stable") if mask[i]]

@@ -35,7 +35,9 @@ def shared() -> Path:
     return folder
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory, monkeypatch):
-    """Keeps tests off the user's cache, and shares one among them."""
-    monkeypatch.setenv("TFLLM_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
+    """Keeps tests, and fixtures of whole modules, off the user's cache; one for all."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TFLLM_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        yield

@@ -40,7 +40,7 @@ def make(calls, size=3):
     return build
 
 
-def test_cache_builds_once_and_maps_the_file(own_cache):
+def test_cache_builds_once_and_maps_the_file(own_cache, monkeypatch):
     calls = []
     first = cached_columns({"tokenizer": "a", "files": ["b"]}, make(calls))
     again = cached_columns({"files": ["b"], "tokenizer": "a"}, make(calls))
@@ -52,6 +52,9 @@ def test_cache_builds_once_and_maps_the_file(own_cache):
     cached_columns({"tokenizer": "c", "files": ["b"]}, make(calls))
     assert len(calls) == 2
     assert len(list(own_cache.iterdir())) == 2
+    monkeypatch.setattr(cache, "_code", lambda: "of the next version")
+    cached_columns({"tokenizer": "a", "files": ["b"]}, make(calls))
+    assert len(calls) == 3
     assert not any(path.name.startswith(".") for path in own_cache.iterdir())
 
 

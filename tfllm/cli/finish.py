@@ -1,4 +1,4 @@
-"""The end of every recipe: results, model card, export, the next commands."""
+"""The end of every recipe: training, results, model card, export, what to type next."""
 
 import json
 
@@ -6,6 +6,33 @@ from tfllm.core.console import note, table
 from tfllm.evaluation.report import results_table
 from tfllm.training.model_card import write_model_card
 from tfllm.training.run import RunDirectory, cpu_name
+
+
+def train(trainer, files: list[dict], report, leave=None):
+    """Trains, or tells with `--dry_run` what training would take.
+
+    Args:
+        trainer: A `Trainer`.
+        files: `path`, `sha256` and `rows` of the data files.
+        report: The doctor's `Report` on them, or facts as a dict.
+        leave: Called with the directory of a new run, to write what else belongs there.
+
+    Returns:
+        The run with its best weights as `tasks.runs.load_run` opens it; None after a
+        dry run, which writes nothing.
+    """
+    if trainer.config.dry_run:
+        trainer.dry_run()
+        return None
+    path = trainer.run.path
+    if not trainer.run.resumed:
+        trainer.begin(files, report)
+        if leave:
+            leave(path)
+    trainer.fit()
+    from tfllm.tasks.runs import load_run
+
+    return load_run(path)
 
 
 def finish(run: RunDirectory, config, opened, results: dict, files: list[dict]) -> int:

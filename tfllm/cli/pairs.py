@@ -4,7 +4,7 @@ import functools
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tfllm.cli.finish import finish, show
+from tfllm.cli.finish import finish, show, train
 from tfllm.config import fill, flag, parse, refuse
 from tfllm.core.console import note, table
 from tfllm.core.quiet import load_tensorflow
@@ -127,7 +127,6 @@ def train_pairs(argv, about: str, recipe: str, sample: str, defaults: dict) -> i
 
     load_tensorflow()
     from tfllm.models.encoder_decoder import shape_of
-    from tfllm.tasks.runs import load_run
     from tfllm.tasks.sequence_to_sequence import TASKS, write_report
     from tfllm.tasks.start import start_from
     from tfllm.training.trainer_tf import Trainer
@@ -191,27 +190,25 @@ def train_pairs(argv, about: str, recipe: str, sample: str, defaults: dict) -> i
     config = fill(config, {"eval_steps": max(1, steps // EVALUATIONS)})
 
     # 4. Train, or tell what training would take.
+    def leave(path):
+        if both[1]:
+            both[1].save(path / "target_tokenizer")
+
     data = columns["train"], columns.get("validation")
     trainer = Trainer(task, config, run, *data, *([start.fill] if start else []))
-    if config.dry_run:
-        return trainer.dry_run()
-    if not run.resumed:
-        config = trainer.begin(files)
-        if both[1]:
-            both[1].save(run.path / "target_tokenizer")
-        report.save(run.path)
-    trainer.fit()
+    best = train(trainer, files, report, leave)
+    if not best:
+        return 0
 
     # 5. Measure the best weights on pairs that they have not seen.
-    best = load_run(run.path)
     results = write_report(
         *(run.path / "eval", best.task, best.model),
         *(columns["test"], columns.get("validation")),
         leaked=sorted(report.leaked),
         other=other,
     )
-    trainer.summarise(vars(config), results)
-    return finish(run, config, best, results, files)
+    trainer.summarise(results)
+    return finish(run, trainer.config, best, results, files)
 
 
 def _tokenizers(config, run, start, sources, targets, chosen) -> tuple:

@@ -1,11 +1,14 @@
 """Tokenised columns on disk, memory-mapped, named by the hash of what made them.
 
+That is the text, the options, and the code: after an upgrade entries are made anew.
+
 An entry is a folder `columns/KEY/` of the cache folder (`$TFLLM_CACHE`, else
 ~/.cache/tfllm) with a `.npy` an array and their checksums. It is written beside and
 renamed. When all entries together pass the limit, those used longest ago go; deleting
 the folder by hand is always safe.
 """
 
+import functools
 import json
 import os
 import shutil
@@ -22,7 +25,8 @@ from tfllm.core.files import atomic_directory, cache_directory, sha256
 from tfllm.data.columns import Columns, Ragged
 
 LIMIT_BYTES = 20 * 2**30
-_VERSION = 2  # of the layout on disk
+_PACKAGE = Path(__file__).resolve().parent.parent
+_MAKERS = ("text", "data", "tasks")  # the rooms whose code decides what entries hold
 
 
 def cached_columns(key_parts: dict, build: Callable[[], Columns]) -> Columns:
@@ -130,8 +134,15 @@ def trim(limit_bytes: int = LIMIT_BYTES, keep: Path | None = None) -> None:
             total -= size
 
 
+@functools.cache
+def _code() -> str:
+    """Hash of the code that makes entries: another version would read other columns."""
+    files = (path for room in _MAKERS for path in (_PACKAGE / room).rglob("*.py"))
+    return sha256(b"".join(path.read_bytes() for path in sorted(files)))
+
+
 def _folder(key_parts: dict) -> Path:
-    key = sha256(json.dumps([_VERSION, key_parts], sort_keys=True, default=str))
+    key = sha256(json.dumps([_code(), key_parts], sort_keys=True, default=str))
     return cache_directory() / "columns" / key[:32]
 
 

@@ -52,17 +52,23 @@ class RunDirectory:
         """The content of `eval/results.json`."""
         return json.loads((self.shared / "eval" / "results.json").read_text("utf-8"))
 
-    def write_start(self, config, data: list[dict]) -> None:
-        """Writes config.yaml, command.txt and environment.json.
+    def write_start(self, config, data: list[dict], report=None) -> None:
+        """Writes config.yaml, command.txt, environment.json and what the data are like.
 
         Args:
             config: The recipe's configuration, every default resolved.
             data: A dict a file with `path`, `sha256` and `rows`.
+            report: The doctor's `Report`, or facts as a dict.
         """
         atomic_write(self.path / "config.yaml", to_yaml(config))
         atomic_write(self.path / "command.txt", shlex.join(sys.argv) + "\n")
         environment = json.dumps(describe_environment() | {"data": data}, indent=1)
         atomic_write(self.path / "environment.json", environment)
+        if isinstance(report, dict):
+            facts = json.dumps(report, indent=1)
+            atomic_write(self.path / "data_report.json", facts)
+        elif report:
+            report.save(self.path)
 
     def check_data(self, data: list[dict]) -> None:
         """Raises a `UserError` if a file is not the one that the run began with."""

@@ -125,18 +125,19 @@ class Trainer:
         )
         return self.config
 
-    def begin(self, files: list[dict]):
+    def begin(self, files: list[dict], report=None):
         """Settles what is open and writes what a new run begins with.
 
         Args:
             files: `path`, `sha256` and `rows` of the data files.
+            report: What the data are like, as `RunDirectory.write_start` takes it.
 
         Returns:
             The configuration as `settle` leaves it.
         """
         config = self.settle()
         note(to_yaml(config))
-        self.run.write_start(config, files)
+        self.run.write_start(config, files, report)
         self.task.tokenizer.save(self.run.path / "tokenizer")
         return config
 
@@ -294,16 +295,15 @@ class Trainer:
             f"all, {self.plan.padding_share:.1%} padding"
         )
 
-    def summarise(self, settings: dict, results: dict, vectors=None) -> None:
+    def summarise(self, results: dict, vectors=None) -> None:
         """Leaves the run's settings, figures and vectors in TensorBoard.
 
         Args:
-            settings: The configuration.
             results: What `eval/results.json` holds.
             vectors: Of texts `[N, size]`, and the texts; the tokens' when absent.
         """
         board = TensorBoard(self.run.path / "tensorboard")
-        board.hparams(settings, results["test"]["metrics"])
+        board.hparams(vars(self.config), results["test"]["metrics"])
         named = [v for v in self._judge.weights if v.path.endswith("embeddings")]
         tokens = self.task.tokenizer.tokens
         if vectors is not None:
