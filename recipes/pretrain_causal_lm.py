@@ -101,8 +101,8 @@ def main(argv: list[str] | None = None) -> int:
         start = start_from(config, [], "decoder")
         tokenizer = start.tokenizer
         longest = start.length(config.max_length, defaults["max_length"])
-        defaults["max_length"] = longest
-        defaults["learning_rate"] = RATES["base"] / 10
+        defaults |= {"max_length": longest, "learning_rate": RATES["base"] / 10}
+        defaults |= {"tokenizer": None, "vocabulary_size": None}  # it brings them along
     elif run.resumed:
         tokenizer = Tokenizer.load(run.path / "tokenizer")
     else:

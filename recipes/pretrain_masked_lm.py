@@ -3,14 +3,17 @@
     python recipes/pretrain_masked_lm.py
     python recipes/pretrain_masked_lm.py --train_file texts/ --size small
     python recipes/pretrain_masked_lm.py --train_file 'wiki/*.jsonl.gz' --dry_run
+    python recipes/pretrain_masked_lm.py --train_file reviews/ --model RUN
 
 Text is a folder, paths or globs of plain text (an empty line ends a document) or of
 JSON lines {"text": …}, Chinese or English. Without any it takes a month of the People's
-Daily. The run is what recipes/text_classification.py --model RUN goes on from.
+Daily. The run is what recipes/text_classification.py --model RUN goes on from. With
+--model an encoder that there is already learns your domain's language (Gururangan et
+al., 2020).
 """
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tfllm.cli.finish import finish, show, train
 from tfllm.config import fill, flag, parse
@@ -76,6 +79,9 @@ class PretrainingFlags:
         "words as a segmenter finds them (Chinese)",
         choices=["none", "pieces", "words"],
     )
+    model: str | None = flag(
+        None, "go on from a preset, a directory or a run of one's own instead"
+    )
     copies: int | None = flag(
         None, "times an epoch goes through the text, each with other pairs", minimum=1
     )
@@ -91,7 +97,7 @@ def main(argv: list[str] | None = None) -> int:
     config = parse(Config, argv, __doc__)
     if config.l2:
         raise UserError("--l2 is for classifiers", fix="Use --weight_decay")
-    run, config = open_run("pretrain_masked_lm", config, config.size)
+    run, config = open_run("pretrain_masked_lm", config, config.model or config.size)
     if run.finished:
         return show(run)
 
@@ -103,8 +109,19 @@ def main(argv: list[str] | None = None) -> int:
         run.check_data(files)
 
     # 2. The vocabulary, and the choices that the flags left open.
-    defaults = DEFAULTS | {"learning_rate": RATES[config.size]}
-    if run.resumed:
+    start, defaults = None, DEFAULTS | {"learning_rate": RATES[config.size]}
+    if config.model:
+        load_tensorflow()
+        from tfllm.tasks.start import start_from
+
+        if config.objective == "replaced_tokens":
+            raise UserError("--objective replaced_tokens does not go with --model")
+        start = start_from(config, [])
+        tokenizer = start.tokenizer
+        longest = start.length(config.max_length, defaults["max_length"])
+        defaults |= {"learning_rate": RATES["base"], "max_length": longest, "copies": 4}
+        defaults |= {"tokenizer": None, "vocabulary_size": None}  # it brings them along
+    elif run.resumed:
         tokenizer = Tokenizer.load(run.path / "tokenizer")
     else:
         texts = documents["train"].sample(SAMPLE)
@@ -137,29 +154,31 @@ def main(argv: list[str] | None = None) -> int:
     from tfllm.training.trainer_tf import Trainer
 
     # 4. Train, or tell what training would take.
+    rates = {"dropout": config.dropout, "attention_dropout": config.dropout}
+    rates["pooler"] = config.objective in PAIRED
     size = SIZES[config.size]
-    encoder = EncoderConfig(
+    encoder = replace(start.config, **rates) if start else EncoderConfig(
         tokenizer.vocabulary_size,
         # BERT's 0.02 is for 768: narrower layers begin with weights as large in sum.
         initializer_range=0.02 * (768 / size["hidden_size"]) ** 0.5,
         max_length=config.max_length,
         position=config.position,
         norm_first=config.norm_first,
-        pooler=config.objective in PAIRED,
-        dropout=config.dropout,
-        attention_dropout=config.dropout,
         **size,
-    )
+        **rates,
+    )  # fmt: skip
     task = MaskedLM(
         tokenizer,
         encoder,
+        config.max_length,
         objective=config.objective,
         mask_rate=config.mask_rate,
         whole_words=config.whole_words != "none",
         label_smoothing=config.label_smoothing,
         seed=config.seed,
     )
-    trainer = Trainer(task, config, run, columns["train"], columns["validation"])
+    data = columns["train"], columns["validation"]
+    trainer = Trainer(task, config, run, *data, *([start.fill] if start else []))
     best = train(trainer, files, report)
     if not best:
         return 0

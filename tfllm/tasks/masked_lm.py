@@ -55,6 +55,7 @@ class MaskedLM:
     Args:
         tokenizer: Has mask, opening and separating tokens.
         encoder: Its shape, with a pooler where there is a second objective.
+        max_length: Longest row in tokens; the encoder's longest when absent.
         objective: `next_sentence`, `sentence_order`, `replaced_tokens` or `none`.
         mask_rate: Share of the tokens that are hidden.
         whole_words: Whether all pieces of a word are hidden together.
@@ -67,6 +68,7 @@ class MaskedLM:
 
     tokenizer: Tokenizer
     encoder: EncoderConfig
+    max_length: int | None = None
     objective: str = "next_sentence"
     mask_rate: float = 0.15
     whole_words: bool = True
@@ -84,12 +86,8 @@ class MaskedLM:
                 "the tokenizer has no tokens for padding, masks or pairs",
                 fix="Leave out --tokenizer, or name one that was made for BERT",
             )
+        self.max_length = self.max_length or self.encoder.max_length
         self.masking = Masking(self.tokenizer, self.mask_rate, self.whole_words)
-
-    @property
-    def max_length(self) -> int:
-        """Longest row in tokens."""
-        return self.encoder.max_length
 
     @property
     def pairs(self) -> bool:
