@@ -14,7 +14,7 @@ questions in other words than the context's start from an encoder, and have thou
 import sys
 from dataclasses import dataclass, replace
 
-from tfllm.cli.finish import finish, show, train
+from tfllm.cli.finish import finish, judge, show, train
 from tfllm.config import fill, parse, refuse
 from tfllm.core.console import note
 from tfllm.core.errors import run_main
@@ -104,13 +104,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
 
     # 5. Measure the best weights on contexts that they have not seen.
-    judged = {
-        name: best.task.split(best.model, records.rows)
-        for name, records in splits.items()
-        if name != "train"
-    }
     results = write_answers_report(
-        run.path / "eval", task=task.name, leaked=report.leaked, **judged
+        run.path / "eval", task=task.name, leaked=report.leaked, **judge(best, splits)
     )
     trainer.summarise(results)
     return finish(run, trainer.config, best, results, files)

@@ -13,7 +13,7 @@ settings. docs/choosing.md says which model suits which data.
 import sys
 from dataclasses import dataclass, replace
 
-from tfllm.cli.finish import finish, show, train
+from tfllm.cli.finish import finish, judge, show, train
 from tfllm.config import fill, parse
 from tfllm.core.console import note
 from tfllm.core.errors import run_main
@@ -145,16 +145,11 @@ def main(argv: list[str] | None = None, trial: Trial | None = None) -> int:
         return 0
 
     # 5. Measure the best weights on text that they have not seen.
-    judged = {
-        name: best.task.split(best.model, records.rows)
-        for name, records in splits.items()
-        if name != "train"
-    }
     results = write_classification_report(
         run.path / "eval",
         task=task.name,
         class_names=task.labels,
-        **judged,
+        **judge(best, splits),
         leaked=report.leaked,
         baseline=other,
     )

@@ -13,7 +13,7 @@ takes names in Chinese news.
 import sys
 from dataclasses import dataclass
 
-from tfllm.cli.finish import finish, show, train
+from tfllm.cli.finish import finish, judge, show, train
 from tfllm.config import fill, parse, refuse
 from tfllm.core.console import note
 from tfllm.core.errors import run_main
@@ -102,13 +102,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
 
     # 5. Measure the best weights on text that they have not seen.
-    judged = {
-        name: best.task.split(best.model, records.rows)
-        for name, records in splits.items()
-        if name != "train"
-    }
     results = write_tagging_report(
-        run.path / "eval", task=task.name, leaked=report.leaked, **judged
+        run.path / "eval", task=task.name, leaked=report.leaked, **judge(best, splits)
     )
     trainer.summarise(results)
     return finish(run, trainer.config, best, results, files)

@@ -143,6 +143,31 @@ def test_fine_tuning_goes_on_from_the_run(run, work, toy, recipe, capsys):
     assert f"weights from {run}; new: logits" in capsys.readouterr().out
 
 
+def test_pretraining_goes_on(run, tiny_bert, work, recipe, capsys):
+    """Steps too small to change a weight leave what the start had, heads too."""
+    arguments = ["--train_file", "texts", *FAST, "--copies", 1, "--max_steps", 2]
+    arguments += ["--learning_rate", 1e-20, "--no_export"]
+    begun = load_file(run / "checkpoints/best/model.safetensors")
+    for start, out in ((run, "runs/on"), (tiny_bert, "runs/on_bert")):
+        options = ["--model", start, "--output_dir", out]
+        assert recipe("pretrain_masked_lm", *arguments, *options) == 0
+        told = " ".join(capsys.readouterr().out.split())
+        found = load_file(Path(out) / "checkpoints/best/model.safetensors")
+        if start == run:
+            assert f"weights from {run}; new: nothing" in told
+            for path, value in begun.items():
+                np.testing.assert_array_equal(found[path], value, path)
+        else:
+            assert "new: masked_lm_bias, masked_lm_dense" in told
+            table = load_file(tiny_bert / "model.safetensors")
+            name = next(n for n in table if n.endswith("word_embeddings.weight"))
+            theirs = found["token_embedding/embeddings"]
+            np.testing.assert_array_equal(theirs, table[name])
+    options = ["--objective", "replaced_tokens", "--output_dir", "runs/bad"]
+    assert recipe("pretrain_masked_lm", *arguments, "--model", run, *options) == 2
+    assert "does not go with --model" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("objective", ["sentence_order", "none"])
 def test_other_objectives(objective, work, recipe):
     status = recipe(
@@ -179,4 +204,12 @@ def test_killed_and_resumed_equals_uninterrupted(work, recipe, root):
     arguments += ["--batch_size", 8]
     arguments += ["--gradient_accumulation_steps", 2, "--eval_steps", 20]
     name, folder = "pretrain_masked_lm", work / "runs/kills"
+    assert_kills_change_nothing(recipe, root, name, arguments, folder)
+
+
+@pytest.mark.slow
+def test_a_killed_run_that_went_on_from_another_goes_on(run, work, recipe, root):
+    arguments = ["--train_file", "texts", *FAST, "--copies", 1, "--max_steps", 40]
+    arguments += ["--batch_size", 8, "--eval_steps", 20, "--model", run]
+    name, folder = "pretrain_masked_lm", work / "runs/kills_on"
     assert_kills_change_nothing(recipe, root, name, arguments, folder)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tfllm.text.tokenizer import TRUNCATIONS
 
 from .conftest import FOREIGN, KINDS, TEXTS, graph, trained
-from .texts import HARD, fuzzed, lines
+from .texts import HARD, fuzzed, lines, marks
 
 VARIANTS = [
     *KINDS, "words/plain", "words/clean", "bpe/gpt2", "bpe/llama3", "bpe/qwen2",
@@ -159,19 +159,12 @@ def test_saved_one_opens_in_tokenizers(kind, tmp_path):
 @pytest.mark.parametrize("kind", [*KINDS, "words/plain", "bpe/llama3"])
 def test_offsets(kind):
     tokenizer, in_graph = trained(kind), graph(kind)
-    # Marks that a Unicode form reorders have no clear place: letters and signs here.
     texts = [t for t in fuzzed(3000, 6, WORDS) if not marks(t)] + HARD[:8]
     assert offsets_of(in_graph, texts) == tokenizer.encode_with_offsets(texts)
     [ids], [offsets] = tokenizer.encode_with_offsets(["中国 don’t  Hello"])
     assert len(ids) == len(offsets)
     assert offsets[-1][1] == 15
     assert all(start <= end for start, end in offsets)
-
-
-def marks(text):
-    import unicodedata
-
-    return any(unicodedata.combining(c) for c in unicodedata.normalize("NFKD", text))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -4,6 +4,7 @@
 import gzip
 import itertools
 import random
+import unicodedata
 from pathlib import Path
 
 PARTS = [
@@ -49,6 +50,11 @@ def fuzzed(count: int, seed: int, words=()) -> list[str]:
         return draw.choice(["a", "中", "=", "\n", " ", "ab"]) * draw.randint(1, 30)
 
     return ["".join(part() for _ in range(draw.randint(0, 12))) for _ in range(count)]
+
+
+def marks(text: str) -> bool:
+    """Whether it has marks that a Unicode form reorders: those have no clear place."""
+    return any(unicodedata.combining(c) for c in unicodedata.normalize("NFKD", text))
 
 
 def lines(path: Path, count: int | None = None) -> list[str]:

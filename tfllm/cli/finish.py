@@ -35,6 +35,15 @@ def train(trainer, files: list[dict], report, leave=None):
     return load_run(path)
 
 
+def judge(best, splits: dict) -> dict:
+    """What a run answers to its held-out rows, by split: what its report is made of."""
+    return {
+        name: best.task.split(best.model, records.rows)
+        for name, records in splits.items()
+        if name != "train"
+    }
+
+
 def finish(run: RunDirectory, config, opened, results: dict, files: list[dict]) -> int:
     """Writes the card, exports if asked, prints results and what to type next.
 
