@@ -79,7 +79,8 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the recipe; returns the exit status."""
     config = parse(Config, argv, __doc__)
     own = ("hidden_size", "num_layers", "num_heads")
-    refuse(config, "l2", "label_smoothing", *(own if config.model else ()))
+    refuse(config, "l2", "label_smoothing")
+    refuse(config, "architecture", "size", *own, beside="model")
     name = config.model or f"{config.architecture}-{config.size}"
     run, config = open_run("pretrain_causal_lm", config, name)
     if run.finished:

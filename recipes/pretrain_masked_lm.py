@@ -16,7 +16,7 @@ import sys
 from dataclasses import dataclass, replace
 
 from tfllm.cli.finish import finish, show, train
-from tfllm.config import fill, flag, parse
+from tfllm.config import fill, flag, parse, refuse
 from tfllm.core.console import note
 from tfllm.core.errors import UserError, run_main
 from tfllm.core.quiet import load_tensorflow
@@ -95,8 +95,8 @@ class Config(RunFlags, TrainingFlags, PretrainingFlags, TextFlags, CorpusFlags):
 def main(argv: list[str] | None = None) -> int:
     """Runs the recipe; returns the exit status."""
     config = parse(Config, argv, __doc__)
-    if config.l2:
-        raise UserError("--l2 is for classifiers", fix="Use --weight_decay")
+    refuse(config, "l2")
+    refuse(config, "size", "position", "norm_first", beside="model")
     run, config = open_run("pretrain_masked_lm", config, config.model or config.size)
     if run.finished:
         return show(run)

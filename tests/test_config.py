@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from tfllm.config import flag, from_dict, parse, to_yaml
+from tfllm.config import flag, from_dict, parse, refuse, to_yaml
 from tfllm.core.errors import UserError
 
 
@@ -77,3 +77,22 @@ def test_all_problems_at_once():
         from_dict(Config, {"epochs": 0, "learning_rate": "fast"})
     with pytest.raises(UserError, match="dry_run"):
         from_dict(Config, {"dry_run": 3})
+
+
+def test_flags_that_change_nothing_are_refused():
+    def told(argv, *names, **beside):
+        config = parse(Config, argv)
+        with pytest.raises(UserError) as error:
+            refuse(config, *names, **beside)
+        return str(error.value)
+
+    names = "schedule", "learning_rate", "export"
+    assert "--no_export is not for this recipe" in told(["--no_export"], *names)
+    assert "--schedule is" in told(["--schedule", "cosine"], *names)
+    for argv in ([], ["--schedule", "linear"], ["--learning_rate", "0"]):
+        refuse(parse(Config, argv), *names)  # as they are anyway, or settled as off
+    argv = ["--schedule", "cosine", "--dry_run"]
+    assert "--schedule does not go with --dry_run" in told(
+        argv, *names, beside="dry_run"
+    )
+    refuse(parse(Config, argv[:2]), *names, beside="dry_run")

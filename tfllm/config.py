@@ -220,11 +220,26 @@ def _check(field: dataclasses.Field, value) -> None:
             raise ValueError(f"must be at most {high}, got {one}")
 
 
-def refuse(config, *names: str) -> None:
-    """Raises a `UserError` where a flag is set that a recipe shares and cannot use."""
+def refuse(config, *names: str, beside: str | None = None) -> None:
+    """Raises a `UserError` where a flag is set that would change nothing.
+
+    Args:
+        config: Flags.
+        names: Those that a recipe shares with others and cannot use.
+        beside: The flag that makes them useless, and only if it is set.
+    """
+    if beside and not getattr(config, beside):
+        return
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
     for name in names:
-        if getattr(config, name):
-            raise UserError(f"--{name} is not for this recipe", fix="Leave it out")
+        value, default = getattr(config, name), defaults[name]
+        # What is open at first may have been settled as "off" when a run began.
+        if value != default and (value or default is not None):
+            where = (
+                f"does not go with --{beside}" if beside else "is not for this recipe"
+            )
+            flag = name if value else f"no_{name}"
+            raise UserError(f"--{flag} {where}", fix="Leave it out")
 
 
 def fill(config: T, defaults: dict) -> T:

@@ -163,9 +163,10 @@ def test_pretraining_goes_on(run, tiny_bert, work, recipe, capsys):
             name = next(n for n in table if n.endswith("word_embeddings.weight"))
             theirs = found["token_embedding/embeddings"]
             np.testing.assert_array_equal(theirs, table[name])
-    options = ["--objective", "replaced_tokens", "--output_dir", "runs/bad"]
-    assert recipe("pretrain_masked_lm", *arguments, "--model", run, *options) == 2
-    assert "does not go with --model" in capsys.readouterr().err
+    arguments += ["--model", run, "--output_dir", "runs/bad"]
+    for flags in (["--objective", "replaced_tokens"], ["--no_norm_first"]):
+        assert recipe("pretrain_masked_lm", *arguments, *flags) == 2
+        assert f"{' '.join(flags)} does not go with --model" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("objective", ["sentence_order", "none"])
@@ -190,7 +191,7 @@ def test_bad_input_is_told(work, recipe, capsys):
         (["--train_file", "one.txt", *held_out], "two documents"),
         (["--train_file", "txts"], "Did you mean 'texts'"),
         (["--test_file", "one.txt"], "no --train_file"),
-        (["--train_file", "texts", "--l2", 0.1], "--weight_decay"),
+        (["--train_file", "texts", "--l2", 0.1], "--l2 is not for this"),
         (["--train_file", "texts", "--tokenizer", "plain"], "masks or pairs"),
     ):
         options = [*FAST, "--output_dir", "runs/bad", "--validation_share", 0.3]

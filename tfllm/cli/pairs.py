@@ -108,7 +108,9 @@ def train_pairs(argv, about: str, recipe: str, sample: str, defaults: dict) -> i
         The exit status.
     """
     config = parse(Config, argv, about)
-    refuse(config, "l2", "adversarial", *(OWN if config.model else ()))
+    refuse(config, "l2", "adversarial")
+    shape = "architecture", "attention", "size", "post_norm", "separate_vocabularies"
+    refuse(config, *shape, *OWN, beside="model")
     name = config.model or f"{config.architecture}-{config.size}"
     run, config = open_run(recipe, config, name)
     if run.finished:
