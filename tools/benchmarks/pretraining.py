@@ -36,7 +36,7 @@ COMMON += ["--validation_share", "0.01"]
 PRETRAINING = ["--size", "mini", "--vocabulary_size", "8000", "--copies", "3"]
 ADAPTATION = ["--learning_rate", "5e-4", "--copies", "8"]
 # What is known of small amounts of labels: more epochs, so that there are steps enough.
-EPOCHS = {50: 40, 200: 25, 1000: 12, 9600: 6}
+EPOCHS = {50: 40, 200: 25, 1000: 12, 9600: 5}
 SCRATCH = ["--learning_rate", "5e-4"]
 PRETRAINED = ["--learning_rate", "3e-4"]
 CHINESE = re.compile("[\u4e00-\u9fff]")
