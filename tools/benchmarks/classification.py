@@ -56,7 +56,7 @@ def main() -> int:
     return 0
 
 
-def measure(options, name: str, model: str, seed: int, flags: list[str]) -> dict:
+def measure(options, name: str, model: str, seed: int, flags: list) -> dict:
     """Runs the recipe, or reads what it left."""
     label = "-".join(filter(None, [name, Path(model).name, options.name, str(seed)]))
     run = options.output / label
@@ -69,9 +69,8 @@ def measure(options, name: str, model: str, seed: int, flags: list[str]) -> dict
     timed = run / "minutes.txt"
     if not timed.exists():
         started = time.perf_counter()
-        done = subprocess.run(
-            [*map(str, command), *flags], capture_output=True, text=True
-        )
+        command = [str(part) for part in [*command, *flags]]
+        done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             sys.exit(f"{done.stdout}\n{done.stderr}")
         timed.write_text(str((time.perf_counter() - started) / 60))
