@@ -37,6 +37,7 @@ PRETRAINING = ["--size", "mini", "--vocabulary_size", "8000", "--copies", "3"]
 ADAPTATION = ["--learning_rate", "5e-4", "--copies", "8"]
 # What is known of small amounts of labels: more epochs, so that there are steps enough.
 EPOCHS = {50: 40, 200: 25, 1000: 12, 9600: 5}
+EVALUATIONS = 5
 SCRATCH = ["--learning_rate", "5e-4"]
 PRETRAINED = ["--learning_rate", "3e-4"]
 CHINESE = re.compile("[\u4e00-\u9fff]")
@@ -64,6 +65,7 @@ def main() -> int:
     ):
         extra = [*extra, "--epochs", EPOCHS[size], "--max_length", 256]
         extra += ["--max_train_samples", size] if size < SIZES[-1] else []
+        extra += ["--eval_steps", EPOCHS[size] * -(-size // 32) // EVALUATIONS]
         rows = []
         for seed in options.seeds:
             options.name = f"{kind}-{size}"
