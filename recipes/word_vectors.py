@@ -31,7 +31,7 @@ from tfllm.training.run import open_run
 
 SAMPLE = 50_000_000  # characters that the vocabulary is learned from
 # By method. AdaGrad over blocks wants more than word2vec's 0.025 for single words.
-RATES = {"skip_gram": 0.2, "cbow": 0.2, "glove": 0.05}
+RATES = {"skip_gram": 0.2, "cbow": 0.5, "glove": 0.05}
 EPOCHS = {"skip_gram": 5, "cbow": 5, "glove": 15}
 
 

@@ -38,8 +38,10 @@ ADAPTATION = ["--learning_rate", "5e-4", "--copies", "8"]
 # What is known of small amounts of labels: more epochs, so that there are steps enough.
 EPOCHS = {50: 40, 200: 25, 1000: 12, 9600: 5}
 EVALUATIONS = 5
-SCRATCH = ["--learning_rate", "5e-4"]
-PRETRAINED = ["--learning_rate", "3e-4"]
+KINDS = {
+    "pretrained": ["--learning_rate", "3e-4"],
+    "scratch": ["--from_scratch", "--learning_rate", "5e-4"],
+}
 CHINESE = re.compile("[\u4e00-\u9fff]")
 
 
@@ -48,6 +50,7 @@ def main() -> int:
     parser.add_argument("--data", required=True, type=Path)
     parser.add_argument("--output", type=Path, default=Path("runs/benchmarks"))
     parser.add_argument("--sizes", nargs="+", type=int, default=SIZES)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=[*KINDS])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--plot", type=Path, default=ROOT / "docs" / "pretraining.png")
     options, flags = parser.parse_known_args()
@@ -59,11 +62,8 @@ def main() -> int:
     reviews = texts / "reviews-0.txt"
     pretrain(reviews, run, ["--model", first, *ADAPTATION, *flags])
     found = {}
-    for size, (kind, extra) in itertools.product(
-        options.sizes,
-        {"pretrained": PRETRAINED, "scratch": ["--from_scratch", *SCRATCH]}.items(),
-    ):
-        extra = [*extra, "--epochs", EPOCHS[size], "--max_length", 256]
+    for size, kind in itertools.product(options.sizes, options.kinds):
+        extra = [*KINDS[kind], "--epochs", EPOCHS[size], "--max_length", 256]
         extra += ["--max_train_samples", size] if size < SIZES[-1] else []
         extra += ["--eval_steps", EPOCHS[size] * -(-size // 32) // EVALUATIONS]
         rows = []
