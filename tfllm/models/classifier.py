@@ -208,7 +208,8 @@ def transformer_shape(config, **options) -> EncoderConfig:
 
 def encoder_classifier(config: ClassifierConfig, dtype=None) -> keras.Model:
     """An encoder of any shape, to be filled from a checkpoint, and a head."""
-    shape = EncoderConfig(**config.encoder)
+    rates = {"dropout": config.dropout, "attention_dropout": config.dropout}
+    shape = EncoderConfig(**config.encoder | rates)
     inputs = token_inputs(config.pairs and shape.num_segments > 1)
     hidden = encode(shape, inputs, dtype)
     if config.pooling == "cls":
