@@ -84,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
     shape = {"architecture": architecture}
     shape |= {name: getattr(config, name) for name in READER_SHAPE}
     if start:
-        shape |= {"encoder": start.config.to_dict(), "lora": config.adapters()}
+        shape |= {"encoder": start.shape(config.dropout), "lora": config.adapters()}
     task = task_for(rows, tokenizer, shape, **config.reading())
     columns, lengths = {}, {}
     for name, records in splits.items():

@@ -109,7 +109,7 @@ def main(argv: list[str] | None = None, trial: Trial | None = None) -> int:
     shape = {"architecture": architecture}
     shape |= {name: getattr(config, name) for name in SHAPE}
     if start:
-        shape |= {"encoder": start.config.to_dict(), "lora": config.adapters()}
+        shape |= {"encoder": start.shape(config.dropout), "lora": config.adapters()}
     options = {"label_smoothing": config.label_smoothing, "loss": config.loss}
     options["special_tokens"] = bool(start)
     task = task_for(rows, tokenizer, shape, **options)

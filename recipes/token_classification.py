@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
     shape = {"architecture": architecture}
     shape |= {name: getattr(config, name) for name in TAGGER_SHAPE}
     if start:
-        shape |= {"encoder": start.config.to_dict(), "lora": config.adapters()}
+        shape |= {"encoder": start.shape(config.dropout), "lora": config.adapters()}
     options = {"special_tokens": bool(start)}
     task = task_for(rows, types, tokenizer, config.scheme, shape, **options)
     columns, lengths = {}, {}

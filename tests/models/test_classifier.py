@@ -184,15 +184,3 @@ def test_word_vectors(tmp_path):
         set_word_vectors(model, np.zeros((3, 5)))
     with pytest.raises(UserError, match="no token embedding"):
         set_word_vectors(build_classifier(small("fasttext")), matrix)
-
-
-def test_dropout_is_the_whole_encoders():
-    """An encoder that was pretrained without is fine-tuned with what training says."""
-    shape = {"vocabulary_size": 20, "hidden_size": 8, "num_layers": 1, "num_heads": 2}
-    shape |= {"intermediate_size": 16, "dropout": 0.0, "attention_dropout": 0.0}
-    config = ClassifierConfig("encoder", 20, 2, encoder=shape, dropout=0.3)
-    layers = build_classifier(config)._flatten_layers()
-    rates = {layer.name: layer.rate for layer in layers if hasattr(layer, "rate")}
-    for part in ("embedding", "attention", "feed_forward", "head"):
-        assert rates[f"{part}_dropout"] == 0.3
-    assert config.encoder["dropout"] == 0.0

@@ -109,6 +109,8 @@ def test_a_run_is_a_start_for_another(adapted, work, renamed, recipe):
         *("--model", adapted, "--dropout", 0.0),
     )
     assert status == 0
+    rates = [load_run(run).task.model.encoder["dropout"] for run in (adapted, path)]
+    assert rates == [0.1, 0.0]  # as the checkpoint has it, and as asked for
     first, second = load_run(adapted).model, load_run(path).model
     for one, two in zip(first.weights, second.weights, strict=True):
         assert one.path == two.path

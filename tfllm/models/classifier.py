@@ -150,12 +150,6 @@ class ClassifierConfig:
             most = MOST_TABLE // (self.hidden_size or self.num_outputs)
             self.ngram_buckets = min(MOST_BUCKETS, 1 << (most.bit_length() - 1))
 
-    @property
-    def encoder_shape(self) -> EncoderConfig:
-        """The encoder that training starts from, with the dropout of this training."""
-        rates = {"dropout": self.dropout, "attention_dropout": self.dropout}
-        return EncoderConfig(**self.encoder | rates)
-
     def to_dict(self) -> dict:
         """Returns what `ClassifierConfig(**…)` takes."""
         return asdict(self)
@@ -214,7 +208,7 @@ def transformer_shape(config, **options) -> EncoderConfig:
 
 def encoder_classifier(config: ClassifierConfig, dtype=None) -> keras.Model:
     """An encoder of any shape, to be filled from a checkpoint, and a head."""
-    shape = config.encoder_shape
+    shape = EncoderConfig(**config.encoder)
     inputs = token_inputs(config.pairs and shape.num_segments > 1)
     hidden = encode(shape, inputs, dtype)
     if config.pooling == "cls":

@@ -14,7 +14,7 @@ from tfllm.models.classifier import (
     known,
     transformer_shape,
 )
-from tfllm.models.encoder import encode, token_inputs
+from tfllm.models.encoder import EncoderConfig, encode, token_inputs
 
 # How `recipes/question_answering.py` trains when no flag says otherwise.
 TRAINING = {
@@ -38,7 +38,7 @@ def build_span_reader(config: ClassifierConfig, dtype=None) -> keras.Model:
         `segment_ids`) `[batch, length]` to float32 logits `[batch, length, 2]`.
     """
     if config.architecture == "encoder":
-        shape = config.encoder_shape
+        shape = EncoderConfig(**config.encoder)
         inputs = token_inputs(shape.num_segments > 1)
         hidden = encode(shape, inputs, dtype)
     else:

@@ -19,7 +19,7 @@ from tfllm.models.classifier import (
     known,
     transformer_shape,
 )
-from tfllm.models.encoder import encode, token_inputs
+from tfllm.models.encoder import EncoderConfig, encode, token_inputs
 
 # How `recipes/token_classification.py` trains when no flag says otherwise.
 USUAL = COMMON | {"max_length": 512, "batch_size": 16, "patience": 5}
@@ -110,7 +110,7 @@ def _transformer(config, inputs, dtype):
 
 
 def _encoder(config, inputs, dtype):
-    return encode(config.encoder_shape, inputs, dtype)
+    return encode(EncoderConfig(**config.encoder), inputs, dtype)
 
 
 _STATES = {"lstm": _lstm, "transformer": _transformer, "encoder": _encoder}

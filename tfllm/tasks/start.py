@@ -53,6 +53,12 @@ class Start:
             raise UserError(f"--max_length {wanted} is more than the model's {most}")
         return wanted or min(default, most)
 
+    def shape(self, dropout: float | None) -> dict:
+        """Its configuration; all of it drops out as asked, or as it did before."""
+        rates = {} if dropout is None else {"dropout": dropout}
+        rates |= {f"attention_{name}": rate for name, rate in rates.items()}
+        return self.config.to_dict() | rates
+
     def fill(self, model, labels: list[str] | None = None) -> None:
         """Pours the weights in; the head only where it speaks of the same labels."""
         head = [v for v in model.weights if v.path.startswith(HEAD)]
