@@ -10,9 +10,11 @@ pair), or pairs with a score. Without a file it takes docstrings and their first
 `tfllm search RUN FILE "question"` finds texts.
 """
 
+import functools
 import sys
 from dataclasses import dataclass, replace
 
+from tfllm.cli.begin import tokenizer_of
 from tfllm.cli.finish import finish, show, train
 from tfllm.config import fill, flag, parse, refuse
 from tfllm.core.console import note
@@ -21,7 +23,6 @@ from tfllm.core.quiet import load_tensorflow
 from tfllm.data.doctor import examine
 from tfllm.data.similar import read_similar, settle
 from tfllm.data.splits import DataFlags, load_splits
-from tfllm.text import Tokenizer
 from tfllm.text.flags import TextFlags, language_of, length_limit, tokenizer_for
 from tfllm.training.flags import FineTuningFlags, RunFlags, TrainingFlags
 from tfllm.training.run import open_run
@@ -109,13 +110,10 @@ def main(argv: list[str] | None = None) -> int:
 
     # 2. Choose what the flags left open; config.yaml will hold every choice.
     start = start_from(config, MODELS)
-    if start:
-        tokenizer = start.tokenizer
-    elif run.resumed:
-        tokenizer = Tokenizer.load(run.path / "tokenizer")
-    else:
-        words = "characters" if language_of(texts) == "zh" else "words"
-        tokenizer = tokenizer_for(config, texts, tokenizer=words, lowercase=True)
+    words = "characters" if language_of(texts) == "zh" else "words"
+    options = {"tokenizer": words, "lowercase": True}
+    new = functools.partial(tokenizer_for, config, texts, **options)
+    tokenizer = tokenizer_of(start, run, new)
     most = min(128, start.config.max_length) if start else 128
     plain = [{"text": text} for text in texts]
     defaults = DEFAULTS | (FINE if start else SCRATCH)

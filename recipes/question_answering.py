@@ -11,9 +11,11 @@ the name that a question has and what stands behind it: it does not understand. 
 questions in other words than the context's start from an encoder, and have thousands.
 """
 
+import functools
 import sys
 from dataclasses import dataclass, replace
 
+from tfllm.cli.begin import encode_splits, tokenizer_of
 from tfllm.cli.finish import finish, judge, show, train
 from tfllm.config import fill, parse, refuse
 from tfllm.core.console import note
@@ -24,7 +26,6 @@ from tfllm.data.questions import parse as questions
 from tfllm.data.splits import SplitFlags, load_splits
 from tfllm.evaluation.answers import write_answers_report
 from tfllm.models.flags import READER_SHAPE, ReaderFlags
-from tfllm.text import Tokenizer
 from tfllm.text.flags import TextFlags, language_of, tokenizer_for
 from tfllm.training.flags import FineTuningFlags, RunFlags, TrainingFlags
 from tfllm.training.run import open_run
@@ -67,14 +68,11 @@ def main(argv: list[str] | None = None) -> int:
     architecture = "encoder" if start else config.model
     defaults = training_defaults(architecture, language, bool(config.lora_rank))
     if start:
-        tokenizer = start.tokenizer
         longest = start.length(config.max_length, defaults["max_length"])
         defaults["max_length"] = longest
-    elif run.resumed:
-        tokenizer = Tokenizer.load(run.path / "tokenizer")
-    else:
-        asked = [row["text"] for row in rows]
-        tokenizer = tokenizer_for(config, texts + asked, **defaults)
+    asked = [row["text"] for row in rows]
+    new = functools.partial(tokenizer_for, config, texts + asked, **defaults)
+    tokenizer = tokenizer_of(start, run, new)
     config = fill(config, defaults)
     if config.style == "auto":
         config = replace(config, style="cmrc" if language == "zh" else "squad")
@@ -86,9 +84,7 @@ def main(argv: list[str] | None = None) -> int:
     if start:
         shape |= {"encoder": start.shape(config.dropout), "lora": config.adapters()}
     task = task_for(rows, tokenizer, shape, **config.reading())
-    columns, lengths = {}, {}
-    for name, records in splits.items():
-        columns[name], lengths[name] = task.columns(records.rows)
+    columns, lengths = encode_splits(task, splits)
     report = examine(splits, lengths=lengths)
     report.print()
 

@@ -10,9 +10,11 @@ adapters. Without a file it takes real Chinese reviews. `--search 20` looks for 
 settings. docs/choosing.md says which model suits which data.
 """
 
+import functools
 import sys
 from dataclasses import dataclass, replace
 
+from tfllm.cli.begin import encode_splits, tokenizer_of
 from tfllm.cli.finish import finish, judge, show, train
 from tfllm.config import fill, parse
 from tfllm.core.console import note
@@ -25,7 +27,6 @@ from tfllm.data.splits import DataFlags, load_splits
 from tfllm.evaluation.baseline import other_system
 from tfllm.evaluation.report import write_classification_report
 from tfllm.models.flags import MODELS, SHAPE, ClassifierFlags
-from tfllm.text import Tokenizer
 from tfllm.text.flags import TextFlags, language_of, length_limit, tokenizer_for
 from tfllm.training.flags import FineTuningFlags, TrainingFlags
 from tfllm.training.run import open_run
@@ -89,13 +90,10 @@ def main(argv: list[str] | None = None, trial: Trial | None = None) -> int:
     problem = problem_of(rows)
     defaults = training_defaults(architecture, language, lora, problem)
     if start:
-        tokenizer = start.tokenizer
         most = min(defaults["length_limit"], start.config.max_length)
         defaults["length_limit"] = most
-    elif run.resumed:
-        tokenizer = Tokenizer.load(run.path / "tokenizer")
-    else:
-        tokenizer = tokenizer_for(config, texts, **defaults)
+    new = functools.partial(tokenizer_for, config, texts, **defaults)
+    tokenizer = tokenizer_of(start, run, new)
     limit = length_limit(tokenizer, rows, defaults["length_limit"], bool(start))
     defaults["max_length"] = limit
     vectors = None
@@ -113,9 +111,7 @@ def main(argv: list[str] | None = None, trial: Trial | None = None) -> int:
     options = {"label_smoothing": config.label_smoothing, "loss": config.loss}
     options["special_tokens"] = bool(start)
     task = task_for(rows, tokenizer, shape, **options)
-    columns, lengths = {}, {}
-    for name, records in splits.items():
-        columns[name], lengths[name] = task.columns(records.rows)
+    columns, lengths = encode_splits(task, splits)
     report = examine(splits, lengths=lengths, max_length=config.max_length)
     report.print()
     if config.augment:

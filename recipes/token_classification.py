@@ -10,9 +10,11 @@ model reads plain text and answers with spans of its characters. Without a file 
 takes names in Chinese news.
 """
 
+import functools
 import sys
 from dataclasses import dataclass
 
+from tfllm.cli.begin import encode_splits, tokenizer_of
 from tfllm.cli.finish import finish, judge, show, train
 from tfllm.config import fill, parse, refuse
 from tfllm.core.console import note
@@ -24,7 +26,6 @@ from tfllm.data.tagged import entity_types
 from tfllm.data.tagged import parse as tagged
 from tfllm.evaluation.tagging import write_tagging_report
 from tfllm.models.flags import TAGGER_SHAPE, TAGGERS, TaggerFlags
-from tfllm.text import Tokenizer
 from tfllm.text.flags import TextFlags, language_of, tokenizer_for
 from tfllm.training.flags import FineTuningFlags, RunFlags, TrainingFlags
 from tfllm.training.run import open_run
@@ -67,13 +68,10 @@ def main(argv: list[str] | None = None) -> int:
     architecture = "encoder" if start else config.model
     defaults = training_defaults(architecture, language, bool(config.lora_rank))
     if start:
-        tokenizer = start.tokenizer
         longest = start.length(config.max_length, defaults["max_length"])
         defaults["max_length"] = longest
-    elif run.resumed:
-        tokenizer = Tokenizer.load(run.path / "tokenizer")
-    else:
-        tokenizer = tokenizer_for(config, texts, **defaults)
+    new = functools.partial(tokenizer_for, config, texts, **defaults)
+    tokenizer = tokenizer_of(start, run, new)
     config = fill(config, defaults)
     note(f"{tokenizer}, max_length {config.max_length}")
 
@@ -84,9 +82,7 @@ def main(argv: list[str] | None = None) -> int:
         shape |= {"encoder": start.shape(config.dropout), "lora": config.adapters()}
     options = {"special_tokens": bool(start)}
     task = task_for(rows, types, tokenizer, config.scheme, shape, **options)
-    columns, lengths = {}, {}
-    for name, records in splits.items():
-        columns[name], lengths[name] = task.columns(records.rows)
+    columns, lengths = encode_splits(task, splits)
     report = examine(splits, lengths=lengths, max_length=config.max_length)
     report.print()
 

@@ -1,4 +1,4 @@
-"""The beginning of recipes that train a decoder on conversations."""
+"""What the beginnings of recipes share."""
 
 from dataclasses import dataclass, replace
 
@@ -6,6 +6,7 @@ from tfllm.config import fill, flag
 from tfllm.core.console import note
 from tfllm.core.quiet import load_tensorflow
 from tfllm.data.chats import template_for
+from tfllm.text import Tokenizer
 
 RANK = 16  # of the adapters of a model that others trained
 MAX_LENGTH = 512
@@ -34,6 +35,19 @@ class ChatFlags:
         f"of low-rank adapters, 0 to train all weights; {RANK} but for a run's model",
         minimum=0,
     )
+
+
+def tokenizer_of(start, run, make) -> Tokenizer:
+    """That of the model to go on from, or of a run that goes on, else a new one."""
+    if start:
+        return start.tokenizer
+    return Tokenizer.load(run.path / "tokenizer") if run.resumed else make()
+
+
+def encode_splits(task, splits: dict) -> tuple[dict, dict]:
+    """The columns that a task makes of each split's rows, and the rows' lengths."""
+    found = {name: task.columns(records.rows) for name, records in splits.items()}
+    return tuple({name: pair[i] for name, pair in found.items()} for i in (0, 1))
 
 
 def begin_chat(config, adapter_rate: float, full_rate: float, batch_size: int):

@@ -33,7 +33,7 @@ from tfllm.evaluation.answers import (
 from tfllm.evaluation.report import markdown_cell, markdown_table
 from tfllm.models.classifier import ClassifierConfig
 from tfllm.models.span_reader import build_span_reader
-from tfllm.tasks.task import Batch, Sums, Verdict, answers_of
+from tfllm.tasks.task import Batch, Sums, Verdict, answers_of, own_settings
 from tfllm.text import Tokenizer
 
 SAMPLES = 8  # predictions shown in TensorBoard
@@ -304,8 +304,7 @@ class QuestionAnswering:
     @classmethod
     def from_config(cls, config: dict, tokenizer: Tokenizer) -> "QuestionAnswering":
         """The task of a checkpoint's config.json."""
-        own = {one.name for one in dataclasses.fields(cls)}
-        settings = {name: value for name, value in config.items() if name in own}
+        settings = own_settings(cls, config)
         settings["model"] = ClassifierConfig(**settings["model"])
         return cls(tokenizer, **settings)
 

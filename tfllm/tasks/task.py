@@ -1,5 +1,6 @@
 """What the training room may know of a task."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -25,6 +26,12 @@ class Verdict(NamedTuple):
     metrics: dict[str, float]
     pictures: Callable[[], dict[str, np.ndarray]] = dict
     texts: Callable[[], dict[str, str]] = dict
+
+
+def own_settings(cls: type, config: dict) -> dict:
+    """What a checkpoint's config.json says of the fields of a task's dataclass."""
+    names = {field.name for field in dataclasses.fields(cls)}
+    return {name: value for name, value in config.items() if name in names}
 
 
 class Task(Protocol):

@@ -37,7 +37,7 @@ from tfllm.evaluation.tagging import (
 )
 from tfllm.layers.crf import log_likelihood
 from tfllm.models.tagger import TaggerConfig, build_tagger
-from tfllm.tasks.task import Batch, Sums, Verdict, answers_of
+from tfllm.tasks.task import Batch, Sums, Verdict, answers_of, own_settings
 from tfllm.text import Tokenizer
 from tfllm.text.flags import ASIAN
 
@@ -311,8 +311,7 @@ class TokenClassification:
     @classmethod
     def from_config(cls, config: dict, tokenizer: Tokenizer) -> "TokenClassification":
         """The task of a checkpoint's config.json."""
-        names = {one.name for one in dataclasses.fields(cls)}
-        settings = {name: value for name, value in config.items() if name in names}
+        settings = own_settings(cls, config)
         settings["model"] = TaggerConfig(**settings["model"])
         return cls(tokenizer, **settings)
 
