@@ -16,12 +16,13 @@ import sys
 from dataclasses import dataclass, replace
 
 from tfllm.cli.finish import finish, show, train
-from tfllm.config import fill, flag, parse, refuse
+from tfllm.config import fill, parse, refuse
 from tfllm.core.console import note
 from tfllm.core.errors import UserError, run_main
 from tfllm.core.quiet import load_tensorflow
 from tfllm.data.corpus import CorpusFlags, describe, encode_corpus, load_documents
-from tfllm.data.sentence_pairs import OBJECTIVES, PAIRED, make_pairs
+from tfllm.data.sentence_pairs import PAIRED, MaskingFlags, make_pairs
+from tfllm.models.flags import EncoderFlags
 from tfllm.text import Tokenizer
 from tfllm.text.flags import TextFlags, tokenizer_for
 from tfllm.training.flags import RunFlags, TrainingFlags
@@ -29,66 +30,14 @@ from tfllm.training.run import open_run
 
 SAMPLE = 50_000_000  # characters that the vocabulary is learned from
 WORDS = 50_000  # that the segmenter knows
-RATES = {"tiny": 1e-3, "mini": 1e-3, "small": 7e-4, "base": 3e-4}
-DEFAULTS = {
-    "tokenizer": "wordpiece",
-    "vocabulary_size": 16_000,
-    "min_frequency": 2,
-    "max_length": 256,
-    "copies": 16,
-    "epochs": 1,
-    "batch_size": 16,
-    "optimizer": "adamw",
-    "schedule": "linear",
-    "warmup_ratio": 0.1,
-    "weight_decay": 0.01,
-    "ema_decay": 0.0,
-    "label_smoothing": 0.0,
-    "dropout": 0.0,
-}
 EVALUATIONS = 10  # of a run, where no flag says how many
 
 
 @dataclass
-class PretrainingFlags:
-    """What is learned, and by what."""
-
-    size: str = flag(
-        "tiny",
-        "of the encoder (Turc et al., 2019)",
-        choices=["tiny", "mini", "small", "base"],
-    )
-    position: str = flag(
-        "rotary",
-        "how places are told; BERT's are learned, which takes far more text",
-        choices=["learned", "sinusoidal", "rotary"],
-    )
-    norm_first: bool = flag(True, "norms after each part, where BERT has them")
-    objective: str = flag(
-        "next_sentence",
-        "what is learned beside masked words; replaced_tokens "
-        "(ELECTRA) learns most from little text",
-        choices=OBJECTIVES,
-    )
-    mask_rate: float = flag(
-        0.15, "share of the tokens that are hidden", minimum=0.01, maximum=0.9
-    )
-    whole_words: str = flag(
-        "pieces",
-        "what is hidden together: none (each token alone), the pieces of a word, or "
-        "words as a segmenter finds them (Chinese)",
-        choices=["none", "pieces", "words"],
-    )
-    model: str | None = flag(
-        None, "go on from a preset, a directory or a run of one's own instead"
-    )
-    copies: int | None = flag(
-        None, "times an epoch goes through the text, each with other pairs", minimum=1
-    )
-
-
-@dataclass
-class Config(RunFlags, TrainingFlags, PretrainingFlags, TextFlags, CorpusFlags):
+class Config(
+    *(RunFlags, TrainingFlags, EncoderFlags, MaskingFlags),
+    *(TextFlags, CorpusFlags),
+):
     """All flags of this recipe."""
 
 
@@ -109,18 +58,20 @@ def main(argv: list[str] | None = None) -> int:
         run.check_data(files)
 
     # 2. The vocabulary, and the choices that the flags left open.
-    start, defaults = None, DEFAULTS | {"learning_rate": RATES[config.size]}
-    if config.model:
-        load_tensorflow()
-        from tfllm.tasks.start import start_from
+    load_tensorflow()
+    from tfllm.models.encoder import sized_encoder
+    from tfllm.tasks.masked_lm import MaskedLM, training_defaults, write_report
+    from tfllm.tasks.start import start_from
+    from tfllm.training.trainer_tf import Trainer
 
+    start, defaults = None, training_defaults(config.size, bool(config.model))
+    if config.model:
         if config.objective == "replaced_tokens":
             raise UserError("--objective replaced_tokens does not go with --model")
         start = start_from(config, [])
         tokenizer = start.tokenizer
         longest = start.length(config.max_length, defaults["max_length"])
-        defaults |= {"learning_rate": RATES["base"], "max_length": longest, "copies": 4}
-        defaults |= {"tokenizer": None, "vocabulary_size": None}  # it brings them along
+        defaults["max_length"] = longest
     elif run.resumed:
         tokenizer = Tokenizer.load(run.path / "tokenizer")
     else:
@@ -148,29 +99,14 @@ def main(argv: list[str] | None = None) -> int:
     steps = config.max_steps or len(columns["train"]) * config.epochs // rows
     config = fill(config, {"eval_steps": max(1, steps // EVALUATIONS)})
 
-    load_tensorflow()
-    from tfllm.models.encoder import SIZES, EncoderConfig
-    from tfllm.tasks.masked_lm import MaskedLM, write_report
-    from tfllm.training.trainer_tf import Trainer
-
     # 4. Train, or tell what training would take.
     rates = {"dropout": config.dropout, "attention_dropout": config.dropout}
     rates["pooler"] = config.objective in PAIRED
-    size = SIZES[config.size]
-    encoder = replace(start.config, **rates) if start else EncoderConfig(
-        tokenizer.vocabulary_size,
-        # BERT's 0.02 is for 768: narrower layers begin with weights as large in sum.
-        initializer_range=0.02 * (768 / size["hidden_size"]) ** 0.5,
-        max_length=config.max_length,
-        position=config.position,
-        norm_first=config.norm_first,
-        **size,
-        **rates,
-    )  # fmt: skip
+    size = tokenizer.vocabulary_size, config.max_length
+    shape = {"position": config.position, "norm_first": config.norm_first}
+    encoder = start.config if start else sized_encoder(config.size, *size, **shape)
     task = MaskedLM(
-        tokenizer,
-        encoder,
-        config.max_length,
+        *(tokenizer, replace(encoder, **rates), config.max_length),
         objective=config.objective,
         mask_rate=config.mask_rate,
         whole_words=config.whole_words != "none",

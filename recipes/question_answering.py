@@ -15,12 +15,14 @@ import functools
 import sys
 from dataclasses import dataclass, replace
 
+from tfllm.cli.augment import changed_rows
 from tfllm.cli.begin import encode_splits, tokenizer_of
 from tfllm.cli.finish import finish, judge, show, train
 from tfllm.config import fill, parse, refuse
 from tfllm.core.console import note
 from tfllm.core.errors import run_main
 from tfllm.core.quiet import load_tensorflow
+from tfllm.data.augmentation import AugmentFlags
 from tfllm.data.doctor import examine
 from tfllm.data.questions import parse as questions
 from tfllm.data.splits import SplitFlags, load_splits
@@ -33,7 +35,8 @@ from tfllm.training.run import open_run
 
 @dataclass
 class Config(
-    RunFlags, FineTuningFlags, TrainingFlags, ReaderFlags, TextFlags, SplitFlags
+    *(RunFlags, FineTuningFlags, TrainingFlags, ReaderFlags, AugmentFlags),
+    *(TextFlags, SplitFlags),
 ):
     """All flags of this recipe."""
 
@@ -84,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
     if start:
         shape |= {"encoder": start.shape(config.dropout), "lora": config.adapters()}
     task = task_for(rows, tokenizer, shape, **config.reading())
-    columns, lengths = encode_splits(task, splits)
+    columns, lengths = encode_splits(task, splits, changed_rows(config, rows))
     report = examine(splits, lengths=lengths)
     report.print()
 

@@ -14,13 +14,14 @@ import functools
 import sys
 from dataclasses import dataclass, replace
 
+from tfllm.cli.augment import changed_rows
 from tfllm.cli.begin import encode_splits, tokenizer_of
 from tfllm.cli.finish import finish, judge, show, train
-from tfllm.config import fill, parse
+from tfllm.config import fill, parse, refuse
 from tfllm.core.console import note
 from tfllm.core.errors import run_main
 from tfllm.core.quiet import load_tensorflow
-from tfllm.data.augmentation import AugmentFlags, similar_words
+from tfllm.data.augmentation import AugmentFlags
 from tfllm.data.doctor import examine
 from tfllm.data.labels import problem_of
 from tfllm.data.splits import DataFlags, load_splits
@@ -44,6 +45,7 @@ class Config(
 def main(argv: list[str] | None = None, trial: Trial | None = None) -> int:
     """Runs the recipe, perhaps as a trial of `--search`; returns the exit status."""
     config = parse(Config, argv, __doc__)
+    refuse(config, "adversarial", beside="mixup")
     if config.search and not config.dry_run:
         load_tensorflow()
         from tfllm.models.classifier import search_space
@@ -78,7 +80,7 @@ def main(argv: list[str] | None = None, trial: Trial | None = None) -> int:
         training_defaults,
         vector_size_field,
     )
-    from tfllm.models.word_vectors import frequent_vectors, read_word_vectors
+    from tfllm.models.word_vectors import read_word_vectors
     from tfllm.tasks.start import start_from
     from tfllm.tasks.text_classification import task_for
     from tfllm.training.trainer_tf import Trainer
@@ -89,6 +91,8 @@ def main(argv: list[str] | None = None, trial: Trial | None = None) -> int:
     rows, lora = splits["train"].rows, bool(config.lora_rank)
     problem = problem_of(rows)
     defaults = training_defaults(architecture, language, lora, problem)
+    if config.mixup:
+        defaults["adversarial"] = 0.0
     if start:
         most = min(defaults["length_limit"], start.config.max_length)
         defaults["length_limit"] = most
@@ -111,15 +115,9 @@ def main(argv: list[str] | None = None, trial: Trial | None = None) -> int:
     options = {"label_smoothing": config.label_smoothing, "loss": config.loss}
     options["special_tokens"] = bool(start)
     task = task_for(rows, tokenizer, shape, **options)
-    columns, lengths = encode_splits(task, splits)
+    columns, lengths = encode_splits(task, splits, changed_rows(config, rows))
     report = examine(splits, lengths=lengths, max_length=config.max_length)
     report.print()
-    if config.augment:
-        known = config.similar_words and frequent_vectors(config.similar_words)
-        similar = similar_words(*known) if known else None
-        changed = config.with_changed(rows, config.seed, similar)
-        columns["train"], _ = task.columns(changed)
-        note(f"{len(changed) - len(rows):,} changed copies of training texts")
 
     # 4. Train, or tell what training would take.
     def prepare(model):

@@ -14,12 +14,14 @@ import functools
 import sys
 from dataclasses import dataclass
 
+from tfllm.cli.augment import changed_rows
 from tfllm.cli.begin import encode_splits, tokenizer_of
 from tfllm.cli.finish import finish, judge, show, train
 from tfllm.config import fill, parse, refuse
 from tfllm.core.console import note
 from tfllm.core.errors import run_main
 from tfllm.core.quiet import load_tensorflow
+from tfllm.data.augmentation import AugmentFlags
 from tfllm.data.doctor import examine
 from tfllm.data.splits import SplitFlags, load_splits
 from tfllm.data.tagged import entity_types
@@ -33,7 +35,8 @@ from tfllm.training.run import open_run
 
 @dataclass
 class Config(
-    RunFlags, FineTuningFlags, TrainingFlags, TaggerFlags, TextFlags, SplitFlags
+    *(RunFlags, FineTuningFlags, TrainingFlags, TaggerFlags, AugmentFlags),
+    *(TextFlags, SplitFlags),
 ):
     """All flags of this recipe."""
 
@@ -82,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
         shape |= {"encoder": start.shape(config.dropout), "lora": config.adapters()}
     options = {"special_tokens": bool(start)}
     task = task_for(rows, types, tokenizer, config.scheme, shape, **options)
-    columns, lengths = encode_splits(task, splits)
+    columns, lengths = encode_splits(task, splits, changed_rows(config, rows))
     report = examine(splits, lengths=lengths, max_length=config.max_length)
     report.print()
 

@@ -5,14 +5,23 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from tfllm.data.augmentation import augment, augmented, similar_words
+from tfllm.core.errors import UserError
+from tfllm.data.augmentation import (
+    AugmentFlags,
+    augment,
+    changed_copies,
+    similar_words,
+    word_cutter,
+)
+from tfllm.data.tagged import tagged_row
+from tfllm.evaluation.spans import Span
 
 TEXTS = ["the quick brown fox jumps over a dog", "今天天气很好。", "one", "", "a  b"]
 
 
 def draws(text, kind, count=30, **options):
     return [
-        augment(text, [kind], np.random.default_rng(i), **options) for i in range(count)
+        augment(text, kind, np.random.default_rng(i), **options) for i in range(count)
     ]
 
 
@@ -44,17 +53,78 @@ def test_words_give_way_to_similar_ones():
     assert set(draws(TEXTS[0], "replace")) == {TEXTS[0]}
 
 
-def test_short_texts_stay():
-    assert augmented(["one", "", " "], ["swap", "delete"], 0, 0) == ["one", "", " "]
+def rows_of(texts):
+    return [{"text": text, "label": "x"} for text in texts]
 
 
-def test_seed_epoch_and_row_decide():
+def copies_of(texts, *settings, **options):
+    return [
+        row["text"] for _, row in changed_copies(rows_of(texts), *settings, **options)
+    ]
+
+
+def test_what_did_not_change_is_no_copy():
+    assert changed_copies(rows_of(["one", "", " "]), ["swap", "delete"], 0) == []
+    assert changed_copies(rows_of(TEXTS), ["replace"], 0, similar={}) == []
+
+
+def test_seed_copy_and_row_decide():
     kinds = ["swap", "delete"]
-    first = augmented(TEXTS * 4, kinds, 0, 1)
-    assert first == augmented(TEXTS * 4, kinds, 0, 1)
-    assert first[:2] == augmented(TEXTS[:2], kinds, 0, 1)  # others do not matter
-    assert first != augmented(TEXTS * 4, kinds, 0, 2)
-    assert first != augmented(TEXTS * 4, kinds, 1, 1)
+    first = copies_of(TEXTS * 4, kinds, 0)
+    assert first == copies_of(TEXTS * 4, kinds, 0)
+    alone = copies_of(TEXTS[:2], kinds, 0)  # others do not matter
+    assert alone == first[: len(alone)]
+    more = copies_of(TEXTS * 4, kinds, 0, 2)
+    assert more[: len(first)] == first and more[len(first) :] != first
+    assert first != copies_of(TEXTS * 4, kinds, 1)
+    pairs = changed_copies(rows_of(TEXTS), kinds, 0)
+    assert all(a["text"] != b["text"] and b["label"] == "x" for a, b in pairs)
+
+
+def test_texts_go_there_and_back():
+    def translate(texts, copy):
+        return [f"{text} {copy}" for text in texts]
+
+    found = copies_of(TEXTS[:3], ["translate"], 0, 2, translate=translate)
+    assert found == [f"{text} {copy}" for copy in (0, 1) for text in TEXTS[:3]]
+    some = copies_of(TEXTS * 9, ["translate", "swap"], 0, translate=translate)
+    assert 5 < sum(text.endswith(" 0") for text in some) < 40
+
+
+@pytest.mark.parametrize("kind", ["swap", "delete", "replace"])
+def test_spans_of_tagged_records_move_along(kind):
+    words = "yesterday Ann Lee met some friends in New York on foot".split()
+    spans = [Span(1, 3, "PER"), Span(7, 9, "LOC")]
+    row = tagged_row(words, spans, lambda before, after: " ")
+    similar = {"yesterday": ["one morning"], "friends": ["pals"], "york": ["x"]}
+    rows = [row] * 40
+    found = changed_copies(rows, [kind], 0, similar=similar, share=0.3)
+    assert len({new["text"] for _, new in found}) > 1
+    for _, new in found:
+        text = new["text"]
+        parts = [(text[s.start : s.end], s.type) for s in new["entities"]]
+        assert parts == [("Ann Lee", "PER"), ("New York", "LOC")]
+        if kind != "replace":
+            left = [text[a:b] for a, b in new["words"]]
+            assert text == " ".join(left) and set(left) <= set(words)
+            assert len(left) == len(words) if kind == "swap" else len(left) < len(words)
+
+
+def test_chinese_is_cut_into_its_words():
+    words = {"喜欢": 9, "北京": 9, "天气": 9}
+    cut = word_cutter(["我们喜欢北京的天气"], words)
+    pieces = cut("我们喜欢北京的 weather！")
+    assert "".join(pieces) == "我们喜欢北京的 weather！"
+    assert pieces == ["我", "们", "喜欢", "北京", "的", " ", "weather", "！"]
+    text = augment("天气北京喜欢", "swap", np.random.default_rng(0), cut=cut)
+    assert text != "天气北京喜欢" and sorted(cut(text)) == sorted(words)
+
+
+@pytest.mark.parametrize("kind, flag", [("replace", "words"), ("translate", "lators")])
+def test_what_a_change_needs_is_asked_for(kind, flag):
+    with pytest.raises(UserError, match=f"--augment {kind}"):
+        AugmentFlags(augment=[kind])
+    AugmentFlags(augment=[kind], similar_words="x", translators=["a", "b"])
 
 
 def test_similar_words_are_near():

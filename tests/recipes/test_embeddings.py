@@ -61,6 +61,22 @@ def run(work, recipe):
     return path
 
 
+def test_changed_copies_are_trained_on(work, recipe, capsys):
+    options = [
+        "--train_file",
+        "train.tsv",
+        *FAST,
+        "--hidden_size",
+        8,
+        "--augment",
+        "swap",
+        "delete",
+    ]
+    options += ["--max_steps", 2, "--no_export", "--output_dir", work / "runs/changed"]
+    assert recipe("embeddings", *options) == 0
+    assert "changed copies of training texts" in capsys.readouterr().out
+
+
 def test_training_helps_and_is_reported(run):
     results = json.loads((run / "eval/results.json").read_text())
     before = results["baseline"]["metrics"]

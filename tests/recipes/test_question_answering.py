@@ -106,6 +106,13 @@ def unsure(work, recipe):
     return path
 
 
+def test_changed_questions_are_trained_on(work, recipe, capsys):
+    options = [*OWN, *FAST, *SMALL, "--augment", "swap", "delete", "--max_steps", 2]
+    options += ["--no_export", "--output_dir", work / "runs/changed"]
+    assert recipe("question_answering", *options) == 0
+    assert "changed copies of training texts" in capsys.readouterr().out
+
+
 def test_nothing_is_lost_on_the_way(run):
     results = json.loads((run / "eval/results.json").read_text())
     assert results["task"] == "question_answering" and results["style"] == "squad"

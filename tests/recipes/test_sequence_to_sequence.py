@@ -115,6 +115,29 @@ def test_the_export_answers_as_the_run(translation, work, capsys):
     assert json.loads(capsys.readouterr().out)["prediction"] == rows[0]["prediction"]
 
 
+def test_texts_that_went_there_and_back_are_trained_on(
+    translation, work, recipe, capsys
+):
+    rows = [f"{text}\t{len(text.split()) % 2}" for text, _ in pairs(60, 3)]
+    (work / "odd.tsv").write_text("\n".join(["text\tlabel", *rows]) + "\n")
+    options = ["--train_file", "odd.tsv", "--model", "textcnn", "--tokenizer", "words"]
+    options += [*FAST, "--augment", "translate", "--max_steps", 2, "--no_export"]
+    options += ["--augment_copies", 2, "--output_dir", "runs/odd"]
+    assert recipe("text_classification", *options) == 2
+    assert "--translators" in capsys.readouterr().err
+    options += ["--translators", translation]
+    assert recipe("text_classification", *options, "runs/nothing") == 2
+    assert "there is no run" in capsys.readouterr().err
+    assert not (work / "runs/odd").exists()
+    assert recipe("text_classification", *options, translation) == 0
+    told = capsys.readouterr().out
+    assert "changed copies of training texts" in told and "eins" in told
+    changed = [*FILES, *FAST, *SHAPE, "--augment", "delete", "--max_steps", 2]
+    changed += ["--no_export", "--output_dir", "runs/changed"]
+    assert recipe("translation", *changed) == 0
+    assert "changed copies of training texts" in capsys.readouterr().out
+
+
 def test_checkpoints_are_averaged_and_measured(translation, work, capsys):
     assert tfllm(["average", str(translation), "--last", "2"]) == 0
     averaged = f"{translation}-average"

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -210,7 +211,20 @@ def test_changed_copies_are_trained_on(work, toy, recipe, capsys):
     assert "--similar_words" in capsys.readouterr().err and not path.exists()
     options += ["--similar_words", work / "alike.vec", "--output_dir", path]
     assert recipe("text_classification", *options) == 0
-    assert "480 changed copies" in capsys.readouterr().out.replace(",", "")
+    (count,) = re.findall(r"(\d+) changed copies", capsys.readouterr().out)
+    assert 100 < int(count) < 480  # of texts without such a word there is none
+
+
+def test_mixed_texts_are_trained_on(work, toy, recipe, capsys):
+    options = [*files(toy), *FAST, "--no_export", "--max_steps", 3, "--mixup", 0.2]
+    path = work / "runs" / "mixed"
+    model = ["--model", "transformer", "--output_dir", path]
+    assert recipe("text_classification", *options, "--model", "fasttext") == 2
+    assert "--mixup" in capsys.readouterr().err
+    assert recipe("text_classification", *options, *model, "--adversarial", 0.1) == 2
+    assert "--adversarial does not go with --mixup" in capsys.readouterr().err
+    assert recipe("text_classification", *options, *model) == 0
+    assert "mixup: 0.2" in (path / "config.yaml").read_text()
 
 
 def test_pairs_train_and_export(work, recipe):

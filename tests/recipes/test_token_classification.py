@@ -94,6 +94,13 @@ def joint(work, recipe):
     return path
 
 
+def test_changed_copies_are_trained_on(work, recipe, capsys):
+    options = [*files(), *FAST, *SMALL, "--augment", "swap", "delete"]
+    options += ["--max_steps", 2, "--no_export", "--output_dir", work / "runs/changed"]
+    assert recipe("token_classification", *options) == 0
+    assert "changed copies of training texts" in capsys.readouterr().out
+
+
 def test_run_directory_holds_all_that_is_promised(run):
     results = json.loads((run / "eval/results.json").read_text())
     assert results["task"] == "token_classification"

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tfllm.core.errors import UserError
 from tfllm.layers.token_embedding import TokenEmbedding
 from tfllm.training.distribution_tf import make_strategy
 from tfllm.training.optimizers import Schedule, layer_rates, make_optimizer
@@ -151,6 +152,52 @@ def test_an_adversarial_step_is_the_mean_of_two_gradients():
     one = train(data=dataset(20, 1), adversarial=0.5)
     four = train(parts=4, data=dataset(20, 4), adversarial=0.5)
     assert np.abs(one.weights - four.weights).max() < 1e-5
+
+
+def test_mixed_texts_have_mixed_losses(monkeypatch):
+    """Zhang et al., 2018, equation 1, with token vectors as inputs."""
+    batch, core, share = next(batches(1)), make_core(), 0.3
+    other = {name: value[::-1] for name, value in batch.items()}
+    before = core.get_weights()
+    total = batch["padding_mask"].sum()
+    with tf.GradientTape() as tape:
+        table = core.weights[0].value
+        own, new = (tf.gather(table, one["token_ids"]) for one in (batch, other))
+        hidden = core.get_layer("hidden")(share * own + (1 - share) * new)
+        outputs = core.get_layer("out")(hidden)
+        losses = [TokenTask().loss_sums(outputs, one)["loss"] for one in (batch, other)]
+        loss = (share * losses[0] + (1 - share) * losses[1]) / total
+    gradients = tape.gradient(loss, [w.value for w in core.weights])
+    monkeypatch.setattr(TrainingModel, "_share", lambda self, number: share)
+    found = train(steps=1, mixup=0.2)
+    assert found.logs[0]["loss"] == pytest.approx(float(loss), abs=1e-5)
+    for a, w, slope in zip(found.core.get_weights(), before, gradients, strict=True):
+        np.testing.assert_allclose(a, w - 0.5 * tf.convert_to_tensor(slope), atol=1e-6)
+
+
+def test_shares_are_those_of_the_seed_and_the_step():
+    first, again, other = (train(steps=5, mixup=0.4, seed=s).weights for s in (1, 1, 2))
+    assert (first == again).all() and np.abs(first - other).max() > 1e-4
+    model = train(steps=1, mixup=0.4, parts=2).model
+    run = lambda: np.array([model._share(number) for number in range(2)])  # noqa: E731
+    shares = []
+    for step in range(400):
+        model.optimizer.iterations.assign(step)
+        shares.append(run())
+    shares = np.array(shares)
+    assert (shares[:, 0] != shares[:, 1]).any()
+    assert abs(shares.mean() - 0.5) < 0.06  # and the variance of Beta(0.4, 0.4)
+    assert shares.var() == pytest.approx(0.25 / 1.8, rel=0.15)
+    two = train(strategy=two_replicas(), parts=2, data=dataset(5, 2), mixup=0.4)
+    assert np.isfinite(two.weights).all()
+
+
+def test_a_model_without_token_vectors_mixes_nothing():
+    ids = keras.Input((None,), dtype="int32", name="token_ids")
+    core = keras.Model({"token_ids": ids}, keras.ops.cast(ids, "float32"))
+    optimizer = keras.optimizers.SGD()
+    with pytest.raises(UserError, match="--mixup"):
+        TrainingModel(core, TokenTask(), optimizer, mixup=0.2)
 
 
 def test_two_replicas_give_the_same_weights():

@@ -1,5 +1,6 @@
 """What the beginnings of recipes share."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tfllm.config import fill, flag
@@ -44,10 +45,23 @@ def tokenizer_of(start, run, make) -> Tokenizer:
     return Tokenizer.load(run.path / "tokenizer") if run.resumed else make()
 
 
-def encode_splits(task, splits: dict) -> tuple[dict, dict]:
-    """The columns that a task makes of each split's rows, and the rows' lengths."""
-    found = {name: task.columns(records.rows) for name, records in splits.items()}
-    return tuple({name: pair[i] for name, pair in found.items()} for i in (0, 1))
+def encode_splits(task, splits: dict, changed: Sequence[dict] = (), how=()):
+    """The columns that a task makes of each split's rows, and the rows' lengths.
+
+    Args:
+        task: The task.
+        splits: `Records` by name.
+        changed: Rows that are trained on too; the lengths know nothing of them.
+        how: Further arguments of `task.columns` for training rows.
+    """
+    columns, lengths = {}, {}
+    for name, records in splits.items():
+        rows, more = records.rows, ()
+        if name == "train":
+            rows, more = [*rows, *changed], how
+        columns[name], sizes = task.columns(rows, *more)
+        lengths[name] = sizes[: len(records.rows)]
+    return columns, lengths
 
 
 def begin_chat(config, adapter_rate: float, full_rate: float, batch_size: int):

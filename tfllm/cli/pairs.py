@@ -4,10 +4,13 @@ import functools
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tfllm.cli.augment import changed_rows
+from tfllm.cli.begin import encode_splits
 from tfllm.cli.finish import finish, show, train
 from tfllm.config import fill, flag, parse, refuse
 from tfllm.core.console import note, table
 from tfllm.core.quiet import load_tensorflow
+from tfllm.data.augmentation import AugmentFlags
 from tfllm.data.doctor import examine
 from tfllm.data.parallel import ParallelFlags, load_parallel, read_parallel
 from tfllm.evaluation.baseline import predictions_of
@@ -90,7 +93,10 @@ class PairFlags:
 
 
 @dataclass
-class Config(RunFlags, TrainingFlags, PairFlags, TextFlags, ParallelFlags):
+class Config(
+    *(RunFlags, TrainingFlags, PairFlags, AugmentFlags),
+    *(TextFlags, ParallelFlags),
+):
     """All flags of these recipes."""
 
 
@@ -180,10 +186,9 @@ def train_pairs(argv, about: str, recipe: str, sample: str, defaults: dict) -> i
         beams=config.beams,
         length_penalty=config.length_penalty,
     )
-    columns, lengths = {}, {}
-    for name, records in splits.items():
-        drawn = (config.subword_dropout, copies, config.seed) * (name == "train")
-        columns[name], lengths[name] = task.columns(records.rows, *drawn)
+    drawn = config.subword_dropout, copies, config.seed
+    changed = changed_rows(config, rows)
+    columns, lengths = encode_splits(task, splits, changed, drawn)
     report = examine(splits, lengths=lengths, max_length=task.max_length)
     report.print()
     size = config.tokens_per_batch or config.batch_size * columns["train"].lengths.max()

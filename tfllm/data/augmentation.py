@@ -1,9 +1,11 @@
-"""Texts changed a little, so that an epoch does not see the same ones again.
+"""Texts changed a little, so that training sees more than the ones that there are.
 
-Wei and Zou (2019): words change places, are left out, or give way to similar ones. What
-a text becomes is a pure function of the seed, the epoch and its row.
+Wei and Zou (2019): words change places, are left out, or give way to similar ones.
+Sennrich et al. (2016): a text goes into another language and back. What a text becomes
+is a pure function of the seed, the copy and its row.
 """
 
+import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,10 +14,12 @@ import numpy as np
 
 from tfllm.config import flag
 from tfllm.core.errors import UserError
+from tfllm.text import Tokenizer
 from tfllm.text.scripts import CJK
 
-KINDS = ("swap", "delete", "replace")
+KINDS = ("swap", "delete", "replace", "translate")
 SHARE = 0.1  # of the words, but one at least
+WORDS = 50_000  # that a segmenter of Chinese knows
 # A Chinese character by itself: who wants words cuts the text before.
 _PIECE = re.compile(rf"[{CJK}]|[^\s{CJK}]+|\s+")
 
@@ -27,78 +31,177 @@ class AugmentFlags:
     augment: list[str] = flag(
         [],
         "train on changed copies of the texts too: swap words, delete some, replace "
-        "some by similar ones",
+        "some by similar ones, translate there and back",
         choices=KINDS,
     )
     augment_copies: int = flag(1, "changed copies of each text", minimum=1)
     similar_words: str | None = flag(
         None, "file of word vectors by which words are replaced"
     )
+    translators: list[str] = flag(
+        [], "two runs of recipes/translation.py for translate: there, and back"
+    )
 
-    def with_changed(self, rows: Sequence[dict], seed: int, similar=None) -> list[dict]:
-        """Rows and their changed copies; of a pair the first text is changed.
-
-        Raises:
-            UserError: Words are to be replaced and nothing says by which.
-        """
-        found = list(rows)
-        if "replace" in self.augment and similar is None:
+    def __post_init__(self):
+        if "replace" in self.augment and not self.similar_words:
             raise UserError("--augment replace needs --similar_words FILE")
-        texts = [row["text"] for row in rows] if self.augment else []
-        for copy in range(self.augment_copies * bool(texts)):
-            changed = augmented(texts, self.augment, seed, copy, similar=similar)
-            pairs = zip(rows, changed, strict=True)
-            found += [row | {"text": text} for row, text in pairs if text.strip()]
-        return found
+        if "translate" in self.augment and len(self.translators) != 2:
+            raise UserError(
+                "--augment translate needs two runs of recipes/translation.py",
+                fix="Give --translators THERE BACK; BACK is trained with --reverse",
+            )
+
+
+def changed_copies(
+    rows: Sequence[dict],
+    kinds: Sequence[str],
+    seed: int,
+    copies: int = 1,
+    *,
+    translate: Callable[[list[str], int], list[str]] | None = None,
+    **options,
+) -> list[tuple[dict, dict]]:
+    """Records, each with a changed copy; those that came out as they were are left out.
+
+    The field `text` changes: of a pair the first text, of a question and its context
+    the question. Of tagged records only words without a tag do, and the spans move.
+
+    Args:
+        rows: Records.
+        kinds: Of `KINDS`; each copy of a record draws one.
+        seed: Of what is drawn.
+        copies: Of each record.
+        translate: Texts and the number of their copy to texts there and back.
+        **options: `similar`, `share` and `cut` of `augment`.
+    """
+    found = []
+    for copy in range(copies):
+        draws = [np.random.default_rng([seed, copy, i]) for i in range(len(rows))]
+        chosen = [kinds[draw.integers(len(kinds))] for draw in draws]
+        away = [i for i, kind in enumerate(chosen) if kind == "translate"]
+        back = translate([rows[i]["text"] for i in away], copy) if away else []
+        back = dict(zip(away, back, strict=True))
+        for i, (row, kind, draw) in enumerate(zip(rows, chosen, draws, strict=True)):
+            if i in back:
+                changed = row | {"text": back[i]}
+            elif "words" in row:
+                changed = augment_tagged(row, kind, draw, **options)
+            else:
+                changed = row | {"text": augment(row["text"], kind, draw, **options)}
+            if changed["text"].strip() and changed["text"] != row["text"]:
+                found.append((row, changed))
+    return found
 
 
 def augment(
     text: str,
-    kinds: Sequence[str],
+    kind: str,
     draw: np.random.Generator,
     similar: Mapping[str, Sequence[str]] | None = None,
     share: float = SHARE,
     cut: Callable[[str], list[str]] = _PIECE.findall,
 ) -> str:
-    """A text in which one of `kinds`, drawn at random, was done.
+    """A text of which some words changed.
 
     Args:
         text: The text.
-        kinds: Of `KINDS`.
+        kind: `swap`, `delete` or `replace`.
         draw: Random numbers.
         similar: Words that may stand for a word, for `replace`.
         share: Of the words that change, at least one.
         cut: Cuts a text into pieces which, joined, are the text again.
     """
     pieces = cut(text)
-    places = [i for i, piece in enumerate(pieces) if not piece.isspace()]
-    if len(places) < 2:
-        return text
-    kind = kinds[draw.integers(len(kinds))]
+    free = [i for i, piece in enumerate(pieces) if not piece.isspace()]
+    return "".join(change(pieces, free, kind, draw, similar, share))
+
+
+def augment_tagged(
+    row: dict, kind: str, draw: np.random.Generator, similar=None, share=SHARE, cut=None
+) -> dict:
+    """A record of `data.tagged` of which some words without a tag changed.
+
+    Its own words are the pieces: `cut` is not needed.
+    """
+    text, words, spans = row["text"], row["words"], row["entities"]
+    bounds = [0, *(place for word in words for place in word), len(text)]
+    pieces = [text[a:b] for a, b in itertools.pairwise(bounds)]  # gap, word, gap, …
+    free = [
+        2 * i + 1
+        for i, (start, end) in enumerate(words)
+        if not any(span.start < end and start < span.end for span in spans)
+    ]
+    pieces = change(pieces, free, kind, draw, similar, share)
+    new = [0, *np.cumsum([len(piece) for piece in pieces]).tolist()]
+    moved = {old: new[i] for i, old in enumerate(bounds) if i % 2}
+    ended = {old: new[i] for i, old in enumerate(bounds) if i % 2 == 0}
+    return row | {
+        "text": "".join(pieces),
+        "words": [
+            (a, b) for a, b in zip(new[1:-1:2], new[2:-1:2], strict=True) if a < b
+        ],
+        "entities": [
+            span._replace(start=moved[span.start], end=ended[span.end])
+            for span in spans
+        ],
+    }
+
+
+def change(
+    pieces: Sequence[str],
+    free: Sequence[int],
+    kind: str,
+    draw: np.random.Generator,
+    similar: Mapping[str, Sequence[str]] | None = None,
+    share: float = SHARE,
+) -> list[str]:
+    """Pieces of a text of which some changed; as many, some of them empty.
+
+    Args:
+        pieces: Words and what stands between them.
+        free: Places of the words that may change.
+        kind, draw, similar, share: See `augment`.
+    """
+    pieces, known = list(pieces), similar or {}
     if kind == "replace":
-        known = similar or {}
-        places = [i for i in places if pieces[i].lower() in known]
-    count = min(max(1, round(share * len(places))), len(places))
+        free = [i for i in free if pieces[i].lower() in known]
+    if len(free) < (1 if kind == "replace" else 2):
+        return pieces
+    count = min(max(1, round(share * len(free))), len(free))
     if kind == "swap":
         for _ in range(count):
-            a, b = draw.choice(places, 2, replace=False)
+            a, b = draw.choice(free, 2, replace=False)
             pieces[a], pieces[b] = pieces[b], pieces[a]
-        return "".join(pieces)
-    for place in draw.choice(places, count, replace=False) if places else ():
-        others = similar[pieces[place].lower()] if kind == "replace" else ("",)
-        pieces[place] = others[draw.integers(len(others))]
-    changed = "".join(pieces)
-    return re.sub(r"\s{2,}", " ", changed).strip() if kind == "delete" else changed
+        return pieces
+    for place in draw.choice(free, count, replace=False):
+        if kind == "replace":
+            others = known[pieces[place].lower()]
+            pieces[place] = others[draw.integers(len(others))]
+            continue
+        pieces[place] = ""
+        beside = [i for i in (place - 1, place + 1) if 0 <= i < len(pieces)]
+        if gap := [i for i in beside if pieces[i].isspace()]:
+            pieces[gap[0]] = ""
+    return pieces
 
 
-def augmented(
-    texts: Sequence[str], kinds: Sequence[str], seed: int, epoch: int, **options
-) -> list[str]:
-    """All texts of an epoch changed; see `augment`."""
-    return [
-        augment(text, kinds, np.random.default_rng([seed, epoch, row]), **options)
-        for row, text in enumerate(texts)
-    ]
+def word_cutter(texts: Sequence[str], dictionary=None) -> Callable[[str], list[str]]:
+    """Cuts text as `augment` wants it, Chinese into words.
+
+    Args:
+        texts: What the words are learned from.
+        dictionary: Of Chinese words, see `text.training.train`.
+    """
+    segmenter = Tokenizer.train(texts, "words", WORDS, dictionary=dictionary)
+
+    def cut(text: str) -> list[str]:
+        pieces, end = [], 0
+        for start, stop in segmenter.encode_with_offsets([text])[1][0]:
+            pieces += [text[end:start], text[start:stop]]
+            end = stop
+        return [piece for piece in [*pieces, text[end:]] if piece]
+
+    return cut
 
 
 def similar_words(

@@ -13,9 +13,11 @@ import random
 from array import array
 from bisect import bisect_right
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
+from tfllm.config import flag
 from tfllm.core.errors import UserError
 from tfllm.data.batching import Micro
 from tfllm.data.cache import ArrayWriter, cached_arrays
@@ -28,6 +30,30 @@ OBJECTIVES = (*PAIRED, "replaced_tokens", "none")
 SHORT = 0.1  # share of rows that are to be shorter, so that such are known too
 CUT = (0.35, 0.65)  # a row is cut at the end of the sentence that is nearest to here
 TRIES = 8  # for a second part that is another document's
+
+
+@dataclass
+class MaskingFlags:
+    """What is learned from the text, and from how much of it."""
+
+    objective: str = flag(
+        "next_sentence",
+        "what is learned beside masked words; replaced_tokens "
+        "(ELECTRA) learns most from little text",
+        choices=OBJECTIVES,
+    )
+    mask_rate: float = flag(
+        0.15, "share of the tokens that are hidden", minimum=0.01, maximum=0.9
+    )
+    whole_words: str = flag(
+        "pieces",
+        "what is hidden together: none (each token alone), the pieces of a word, or "
+        "words as a segmenter finds them (Chinese)",
+        choices=["none", "pieces", "words"],
+    )
+    copies: int | None = flag(
+        None, "times an epoch goes through the text, each with other pairs", minimum=1
+    )
 
 
 class PairColumns:

@@ -15,6 +15,20 @@ SHAPES = {
     "transformer": {"hidden_size": 128, "num_layers": 2, "num_heads": 4},
 }
 
+USUAL = {
+    "batch_size": 64,
+    "optimizer": "adamw",
+    "schedule": "linear",
+    "warmup_ratio": 0.1,
+    "weight_decay": 0.01,
+    "ema_decay": 0.0,
+    "label_smoothing": 0.0,
+}
+# From scratch much is to learn; a model that others trained is only turned.
+SCRATCH = {"learning_rate": 3e-3, "epochs": 10, "dropout": 0.0}
+FINE = {"learning_rate": 3e-5, "epochs": 2, "dropout": 0.1}
+LORA_RATE = 5e-4
+
 
 @dataclass
 class EmbedderConfig:
@@ -52,6 +66,12 @@ def scratch_encoder(model: str, vocabulary_size: int, max_length: int, **options
         initializer_range=shape["hidden_size"] ** -0.5 / 2,
         **shape,
     )
+
+
+def training_defaults(pretrained: bool, lora: bool = False) -> dict:
+    """Returns the flags that suit a model that was or was not trained before."""
+    found = USUAL | (FINE if pretrained else SCRATCH)
+    return found | {"learning_rate": LORA_RATE} if lora else found
 
 
 def embedder(config: EmbedderConfig, dtype=None) -> keras.Model:

@@ -99,6 +99,17 @@ class EncoderConfig:
         return asdict(self)
 
 
+def sized_encoder(size: str, vocabulary_size: int, max_length: int, **options):
+    """The `EncoderConfig` of one of `SIZES`, to be pretrained from scratch.
+
+    BERT's 0.02 is for 768: narrower layers begin with weights as large in sum.
+    """
+    shape = SIZES[size]
+    spread = 0.02 * (768 / shape["hidden_size"]) ** 0.5
+    options |= shape | {"max_length": max_length, "initializer_range": spread}
+    return EncoderConfig(vocabulary_size, **options)
+
+
 def token_inputs(segments: bool = False, packed: bool = False) -> dict:
     """Returns int32 inputs `[batch, length]` by name.
 

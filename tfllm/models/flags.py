@@ -9,6 +9,7 @@ TAGGERS = ["lstm", "transformer"]
 # Flags that are fields of ClassifierConfig too; the last ones are those of training.
 SHAPE = ["embedding_size", "hidden_size", "num_layers", "num_heads", "ngrams"]
 SHAPE += ["pooling", "token_dropout", "max_length", "dropout", "l2"]
+EMBEDDERS = ["bag", "transformer"]
 READER_SHAPE = ["hidden_size", "num_layers", "num_heads", "max_length", "dropout"]
 TAGGER_SHAPE = [name for name in SHAPE if name not in ("pooling", "l2")] + ["crf"]
 
@@ -56,9 +57,35 @@ class ClassifierFlags(VectorFlags):
         choices=["cross_entropy", "squared_hinge", "squared_error"],
     )
     word_vectors: str | None = flag(None, "file in word2vec's text form")
+    mixup: float = flag(
+        0.0,
+        "mix the token vectors of two texts, and their losses (Zhang et al., 2018), by "
+        "shares from Beta(mixup, mixup); such as 0.2",
+        minimum=0.0,
+    )
     baseline: bool = flag(False, "measure TF-IDF and a linear SVM beside the model")
     compare: str | None = flag(
         None, "a run on the same test rows: the report compares, with a paired test"
+    )
+
+
+@dataclass
+class EncoderFlags:
+    """Which encoder is pretrained."""
+
+    size: str = flag(
+        "tiny",
+        "of the encoder (Turc et al., 2019)",
+        choices=["tiny", "mini", "small", "base"],
+    )
+    position: str = flag(
+        "rotary",
+        "how places are told; BERT's are learned, which takes far more text",
+        choices=["learned", "sinusoidal", "rotary"],
+    )
+    norm_first: bool = flag(True, "norms after each part, where BERT has them")
+    model: str | None = flag(
+        None, "go on from a preset, a directory or a run of one's own instead"
     )
 
 
@@ -108,3 +135,33 @@ class ReaderFlags(StateFlags):
         names = ("stride", "max_windows", "max_question_length")
         names += ("max_answer_length", "n_best", "style")
         return {name: getattr(self, name) for name in names}
+
+
+@dataclass
+class EmbedderFlags:
+    """Which model of sentences, and what it learns."""
+
+    model: str = flag(
+        "bag",
+        "bag (a mean of token vectors), transformer, a checkpoint, a preset, a run",
+    )
+    hidden_size: int | None = flag(None, "size of a vector, from scratch", minimum=1)
+    num_layers: int | None = flag(None, "blocks of a transformer", minimum=1)
+    num_heads: int | None = flag(None, "its attention heads", minimum=1)
+    pooling: str = flag("mean", "one vector a text", choices=["mean", "cls", "max"])
+    loss: str | None = flag(
+        None,
+        "ranking: own text among all of the batch; triplet: nearer by a margin than "
+        "any other; cosine: as near as a score says; by the data when absent",
+        choices=["ranking", "triplet", "cosine"],
+    )
+    temperature: float = flag(0.05, "of the ranking loss", minimum=0.001)
+    symmetric: bool = flag(True, "do not rank the first texts for each second one too")
+    margin: float = flag(0.3, "of the triplet loss", minimum=0.0, maximum=1.0)
+    hard_negatives: int = flag(1, "of a row at most, where the data have", minimum=0)
+    copies: int = flag(
+        1, "times an epoch takes each labelled text, with other partners", minimum=1
+    )
+    word_vectors: str | None = flag(
+        None, "file in word2vec's text form: the token vectors of a bag"
+    )

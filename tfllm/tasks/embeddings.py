@@ -29,7 +29,8 @@ from tfllm.evaluation.retrieval import (
     retrieval_metrics,
     retrieval_rows,
 )
-from tfllm.models.embedder import EmbedderConfig, embedder
+from tfllm.models.embedder import EmbedderConfig, embedder, scratch_encoder
+from tfllm.models.encoder import EncoderConfig
 from tfllm.tasks.task import Batch, Sums, Verdict, answers_of
 from tfllm.text import Tokenizer
 
@@ -294,6 +295,39 @@ def open_embedder(name: str):
     model = task.build_model("float32")
     checkpoint.fill(model, heads=False)
     return task, model
+
+
+def task_for(
+    rows: Sequence[dict],
+    kind: str,
+    tokenizer: Tokenizer,
+    flags,
+    encoder: EncoderConfig | None = None,
+) -> Embeddings:
+    """The task that training rows speak of.
+
+    Args:
+        rows: Training records, see `data.similar`.
+        kind: What they are.
+        tokenizer: Their tokenizer.
+        flags: `models.flags.EmbedderFlags` and those of fine-tuning, all settled.
+        encoder: Shape of the model to go on from; None begins from scratch.
+    """
+    shape = {n: getattr(flags, n) for n in ("hidden_size", "num_layers", "num_heads")}
+    size = tokenizer.vocabulary_size, flags.max_length
+    start = encoder or scratch_encoder(flags.model, *size, **shape)
+    rates = {"dropout": flags.dropout, "attention_dropout": flags.dropout}
+    model = start.to_dict() | rates
+    scores = [row["label"] for row in rows] if kind == "scores" else [0.0, 1.0]
+    names = ("max_length", "loss", "temperature", "symmetric", "margin")
+    return Embeddings(
+        tokenizer,
+        EmbedderConfig(model, flags.pooling, flags.adapters()),
+        special_tokens=encoder is not None,
+        low=min(scores),
+        high=max(scores),
+        **{name: getattr(flags, name) for name in names},
+    )
 
 
 def write_report(

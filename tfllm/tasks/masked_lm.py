@@ -46,6 +46,21 @@ TRAINING, JUDGING = 0, 1  # streams of random masks
 BEST = 5  # answers for a hidden place
 SAMPLES, SHOWN, PREDICTIONS = 8, 30, 200  # sentences in TensorBoard, report, file
 EVALUATION_ROWS = 64
+# How `recipes/pretrain_masked_lm.py` trains when no flag says otherwise.
+RATES = {"tiny": 1e-3, "mini": 1e-3, "small": 7e-4, "base": 3e-4}
+TEXT = {"tokenizer": "wordpiece", "vocabulary_size": 16_000, "min_frequency": 2}
+USUAL = {
+    "max_length": 256,
+    "epochs": 1,
+    "batch_size": 16,
+    "optimizer": "adamw",
+    "schedule": "linear",
+    "warmup_ratio": 0.1,
+    "weight_decay": 0.01,
+    "ema_decay": 0.0,
+    "label_smoothing": 0.0,
+    "dropout": 0.0,
+}
 
 
 @dataclass
@@ -401,6 +416,19 @@ def _dense(rows: list[list[int]], tokenizer: Tokenizer) -> dict[str, np.ndarray]
     for number, row in enumerate(rows):
         ids[number, : len(row)], mask[number, : len(row)] = row, 1
     return {"token_ids": ids, "padding_mask": mask, "segment_ids": np.zeros_like(ids)}
+
+
+def training_defaults(size: str, pretrained: bool = False) -> dict:
+    """Returns the flags that suit an encoder, by flag name.
+
+    Args:
+        size: Of the encoder, one of `models.encoder.SIZES`.
+        pretrained: Whether it was trained before: it brings its tokenizer along.
+    """
+    if not pretrained:
+        return USUAL | TEXT | {"learning_rate": RATES[size], "copies": 16}
+    none = dict.fromkeys(TEXT)
+    return USUAL | none | {"learning_rate": RATES["base"], "copies": 4}
 
 
 def write_report(

@@ -18,8 +18,12 @@ import time
 from collections.abc import Sequence
 
 import keras
+import numpy as np
 import tensorflow as tf
 
+from tfllm.core.errors import UserError
+
+MIXES = 4096  # shares that mixup draws from
 FLOAT16_GROWTH_STEPS = 2000  # good steps before the loss scale is doubled
 SEED_STRIDE = 1_000_003  # between the random keys of two replicas
 
@@ -40,6 +44,10 @@ class TrainingModel(keras.Model):
         adversarial: Each micro-batch counts half as it is and half with its token
             vectors pushed where the loss grows most (Miyato et al., 2017), each text's
             by this many times the mean length of its tokens' vectors.
+        mixup: Each text's token vectors are mixed with those of another one of its
+            micro-batch, and so are the two losses (Zhang et al., 2018; Guo et al.,
+            2019); the share is drawn from Beta(mixup, mixup). 0 mixes nothing.
+        seed: Of these shares.
         jit_compile: Compile the step (under a strategy: its local part) with XLA.
     """
 
@@ -55,6 +63,8 @@ class TrainingModel(keras.Model):
         starts: Sequence[int] | None = None,
         ema_decay: float = 0.0,
         adversarial: float = 0.0,
+        mixup: float = 0.0,
+        seed: int = 0,
         jit_compile: bool = False,
         strategy: tf.distribute.Strategy | None = None,
     ):
@@ -62,7 +72,14 @@ class TrainingModel(keras.Model):
         self.core, self.task, self.strategy = core, task, strategy
         self.micro_batches, self.clip_norm = micro_batches, clip_norm
         self.ema_decay, self.use_xla = ema_decay, jit_compile
-        self.adversarial = adversarial
+        self.adversarial, self.mixup, self.seed = adversarial, mixup, seed
+        vectors = any(layer.name == "token_embedding" for layer in core.layers)
+        if (adversarial or mixup) and not vectors:
+            raise UserError(
+                "--adversarial and --mixup change the vectors of tokens, and this "
+                "model has none",
+                fix="Leave them out, or take another --model",
+            )
         self.data_seconds = 0.0  # time spent waiting for batches
         self.stop = False  # this process asks all others to stop after the next step
         self.built = True
@@ -173,10 +190,21 @@ class TrainingModel(keras.Model):
     def _get_metrics_result_or_logs(self, logs):
         return logs  # those of the last step; `training.logs` averages over steps
 
-    def _gradients(self, batch, totals, scale):
+    def _share(self, micro_batch: int):
+        """How much of itself a text keeps: a function of seed and step."""
+        draws = np.random.default_rng(self.seed).beta(self.mixup, self.mixup, MIXES)
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        step = tf.cast(self.optimizer.iterations.value, "int32")
+        place = step * self.micro_batches + micro_batch
+        place = place * self._strategy.num_replicas_in_sync + replica
+        key = tf.stack([self.seed, place])
+        chosen = tf.random.stateless_uniform([], key, 0, MIXES, "int32")
+        return tf.constant(draws, "float32")[chosen]
+
+    def _gradients(self, batch, totals, scale, share):
         """Gradients of one micro-batch's share of the loss, on one replica."""
         if not self.adversarial:
-            return self._pass(batch, totals, scale)
+            return self._pass(batch, totals, scale, share=share)
         embedding = self.core.get_layer("token_embedding")
         vectors = tf.cast(embedding(batch["token_ids"]), "float32")
         grads, metrics, slope = self._pass(batch, totals, scale, tf.zeros_like(vectors))
@@ -190,8 +218,8 @@ class TrainingModel(keras.Model):
         pushed, *_ = self._pass(batch, totals, scale, length * slope / (norm + 1e-6))
         return [(a + b) / 2 for a, b in zip(grads, pushed, strict=True)], metrics
 
-    def _pass(self, batch, totals, scale, offset=None):
-        """Forward and back, once.
+    def _pass(self, batch, totals, scale, offset=None, share=None):
+        """Forward and back, once, of texts mixed where there is a `share`.
 
         Returns:
             Gradients, metrics and, with an `offset` of the token vectors, its gradient.
@@ -199,17 +227,23 @@ class TrainingModel(keras.Model):
         parts = self._strategy.num_replicas_in_sync * self.micro_batches
         sources = [variable.value for variable in self._trained]
         with tf.GradientTape() as tape:
-            inputs = {name: batch[name] for name in self._input_names}
+            inputs, added = {name: batch[name] for name in self._input_names}, offset
             if offset is not None:
                 tape.watch(offset)
                 sources.append(offset)
-                self.core.get_layer("token_embedding").offset = offset
-            try:
-                outputs = self.core(inputs, training=True)
-            finally:
-                if offset is not None:
-                    self.core.get_layer("token_embedding").offset = None
+            if share is not None:
+                other = {name: tensor[::-1] for name, tensor in batch.items()}
+                embedding = self.core.get_layer("token_embedding")
+                own, new = (embedding(one["token_ids"]) for one in (batch, other))
+                added = (1 - share) * tf.cast(new - own, "float32")
+                if "padding_mask" in inputs:  # as long as the longer one
+                    masks = batch["padding_mask"], other["padding_mask"]
+                    inputs["padding_mask"] = tf.maximum(*masks)
+            outputs = self._pushed(inputs, added)
             sums = self.task.loss_sums(outputs, batch)
+            if share is not None:
+                others = self.task.loss_sums(outputs, other)
+                sums = {n: share * sums[n] + (1 - share) * others[n] for n in sums}
             loss = tf.add_n([sums[name] / totals[name] for name in sums])
             if self.core.losses:  # L2, once in the sum over all parts
                 loss += tf.add_n(self.core.losses) / parts
@@ -228,6 +262,17 @@ class TrainingModel(keras.Model):
             return grads, metrics
         return grads[:-1], metrics, grads[-1]
 
+    def _pushed(self, inputs, offset):
+        """Outputs in training, token vectors pushed by an `offset` if there is one."""
+        if offset is None:
+            return self.core(inputs, training=True)
+        embedding = self.core.get_layer("token_embedding")
+        embedding.offset = offset
+        try:
+            return self.core(inputs, training=True)
+        finally:
+            embedding.offset = None
+
     def _replica_step(self, batches, stop, gradients):
         """Everything before the update, on one replica."""
         context = tf.distribute.get_replica_context()
@@ -240,8 +285,9 @@ class TrainingModel(keras.Model):
         # A batch without a single target gives a loss of 0, not NaN.
         totals = {name: tf.maximum(total, 1e-9) for name, total in totals.items()}
         grads = metrics = None
-        for batch in batches:
-            new_grads, new = gradients(batch, totals, self.loss_scale)
+        for number, batch in enumerate(batches):
+            share = self._share(number) if self.mixup else None
+            new_grads, new = gradients(batch, totals, self.loss_scale, share)
             flat = {n: tf.stack([tf.cast(x, "float32") for x in new[n]]) for n in new}
             if grads is None:
                 grads, metrics = new_grads, flat

@@ -396,6 +396,8 @@ class Trainer:
             ),
             ema_decay=config.ema_decay,
             adversarial=config.adversarial or 0.0,
+            mixup=getattr(config, "mixup", 0.0),
+            seed=config.seed,
             jit_compile=jit_compile,
             strategy=self.strategy,
         )
