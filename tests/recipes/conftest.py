@@ -1,6 +1,7 @@
 """Small made-up data, and recipes called as functions."""
 
 import importlib.util
+import os
 import random
 from types import SimpleNamespace
 
@@ -46,6 +47,16 @@ def toy(tmp_path_factory):
             )
         },
     )
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """An empty folder, in which the tests of a module run; most fill it."""
+    folder = tmp_path_factory.mktemp("work")
+    before = os.getcwd()
+    os.chdir(folder)
+    yield folder
+    os.chdir(before)
 
 
 @pytest.fixture(scope="session")

@@ -1,18 +1,19 @@
 """Sentence embeddings as a user trains, searches and serves them."""
 
 import json
-import os
 import random
 
 import numpy as np
 import pytest
 
 from tests.recipes.kills import assert_kills_change_nothing
-from tests.tasks.stories import PLAIN, TOPICS
+from tests.tasks.stories import PLAIN
 from tfllm.cli.main import main as tfllm
 from tfllm.serving.c_api import Process
 from tfllm.tasks.runs import load_run
 
+# Twenty things, each of which is told of in words of two kinds.
+TOPICS = {f"thing {i}": [f"{kind}{i}" for kind in "abcdef"] for i in range(20)}
 FAST = ["--precision", "float32", "--jit_compile", "false"]
 
 
@@ -27,25 +28,26 @@ def pairs(count, seed):
             for half in (words[:3], words[3:])
         )
         unlike = " ".join(pick.choices(PLAIN, k=3) + pick.choices(TOPICS[other], k=2))
-        row = {"text": f"{first} {number}", "text_pair": second, "negative": unlike}
+        # A number of its own tells a text apart and says nothing of its topic.
+        row = {
+            "text": f"{first} {1000 * seed + number}",
+            "text_pair": second,
+            "negative": unlike,
+        }
         rows.append(row | {"topic": topic})
     return rows
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("embeddings")
-    before = os.getcwd()
-    os.chdir(folder)
+def work(work):
     names = ("text", "text_pair", "negative")
     for seed, (name, count) in enumerate({"train": 300, "test": 60}.items()):
         rows = pairs(count, seed)
         lines = ["\t".join(names), *("\t".join(r[n] for n in names) for r in rows)]
-        (folder / f"{name}.tsv").write_text("\n".join(lines) + "\n")
+        (work / f"{name}.tsv").write_text("\n".join(lines) + "\n")
         lines = ["text\tlabel", *(f"{r['text']}\t{r['topic']}" for r in rows)]
-        (folder / f"{name}_labels.tsv").write_text("\n".join(lines) + "\n")
-    yield folder
-    os.chdir(before)
+        (work / f"{name}_labels.tsv").write_text("\n".join(lines) + "\n")
+    return work
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +57,7 @@ def run(work, recipe):
     status = recipe(
         *("embeddings", "--train_file", "train.tsv", "--test_file", "test.tsv", *FAST),
         *("--output_dir", path, "--export_name", "pairs", "--hidden_size", 16),
-        *("--epochs", 6, "--learning_rate", 0.02),
+        *("--epochs", 12, "--batch_size", 16, "--learning_rate", 0.02),
     )
     assert status == 0
     return path
@@ -79,10 +81,11 @@ def test_changed_copies_are_trained_on(work, recipe, capsys):
 
 def test_training_helps_and_is_reported(run):
     results = json.loads((run / "eval/results.json").read_text())
-    before = results["baseline"]["metrics"]
-    after = results["test"]["metrics"]
+    before, after = (results[x]["metrics"] for x in ("baseline", "test"))
     assert results["baseline"]["name"] == "untuned"
-    assert after["ndcg_at_10"] > before["ndcg_at_10"] + 0.05
+    # A topic's halves share no word: an untuned model can only guess.
+    low, _ = results["test"]["intervals"]["ndcg_at_10"]
+    assert low > before["ndcg_at_10"] + 0.25
     low, high = results["test"]["intervals"]["mrr"]
     assert low <= after["mrr"] <= high
     assert "untuned" in (run / "eval/report.md").read_text()
@@ -111,7 +114,7 @@ def test_the_export_gives_the_same_vectors(run, work, capsys):
 def test_search_and_predict(run, work, capsys, monkeypatch):
     texts = [" ".join(words[:4]) for words in TOPICS.values()]
     (work / "texts.txt").write_text("\n".join(texts) + "\n")
-    command = ["search", str(run), "texts.txt", "the boat and a wave", "--top_k", "2"]
+    command = ["search", str(run), "texts.txt", "the a0 and e0", "--top_k", "2"]
     assert tfllm(command) == 0
     first = capsys.readouterr().out.strip().splitlines()
     assert len(first) == 2 and first[0].split("\t")[1:] == ["texts.txt:1", texts[0]]
@@ -125,7 +128,7 @@ def test_search_and_predict(run, work, capsys, monkeypatch):
     monkeypatch.setattr(type(run_.task), "embed", embed)
     assert tfllm(command) == 0
     assert capsys.readouterr().out.strip().splitlines() == first
-    assert asked == [["the boat and a wave"]]  # the file's vectors were kept
+    assert asked == [["the a0 and e0"]]  # the file's vectors were kept
     (work / "texts.txt").write_text("\n".join([*texts, "salt and fish"]) + "\n")
     assert tfllm(command) == 0 and len(asked) == 3
     capsys.readouterr()

@@ -1,7 +1,6 @@
 """Fine-tuning: from a checkpoint, from a run, in full and by adapters."""
 
 import json
-import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,15 +11,6 @@ from tfllm.cli.main import main as tfllm
 from tfllm.tasks.runs import load_run
 
 FAST = ["--precision", "float32", "--jit_compile", "false", "--learning_rate", 0.01]
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("fine_tuning")
-    before = os.getcwd()
-    os.chdir(folder)
-    yield folder
-    os.chdir(before)
 
 
 def files(toy):

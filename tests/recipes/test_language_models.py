@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 
 import numpy as np
 import pytest
@@ -21,13 +20,10 @@ PAIRS = ["--train_file", "pairs.jsonl", "--validation_share", 0.2]
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("language_models")
-    before = os.getcwd()
-    os.chdir(folder)
-    (folder / "texts").mkdir()
+def work(work):
+    (work / "texts").mkdir()
     for seed, name in enumerate(("a.txt", "b.py")):
-        (folder / "texts" / name).write_text("\n\n".join(stories(40, seed)) + "\n")
+        (work / "texts" / name).write_text("\n\n".join(stories(40, seed)) + "\n")
     chats = [
         {"instruction": f"say {i}", "input": "", "output": f"it is {i}"}
         for i in range(30)
@@ -43,14 +39,13 @@ def work(tmp_path_factory):
         }
         for i in range(20)
     ]
-    (folder / "chats.json").write_text(json.dumps(chats))
+    (work / "chats.json").write_text(json.dumps(chats))
     pairs = [
         {"prompt": f"say {i}", "chosen": f"it is {i}", "rejected": "no " * (1 + i % 4)}
         for i in range(60)
     ]
-    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)) + "\n")
-    yield folder
-    os.chdir(before)
+    (work / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)) + "\n")
+    return work
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """Pretraining from files to an export, as a user runs it."""
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +17,11 @@ FAST = ["--precision", "float32", "--jit_compile", "false", "--max_length", 48]
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pretraining")
-    before = os.getcwd()
-    os.chdir(folder)
-    (folder / "texts").mkdir()
+def work(work):
+    (work / "texts").mkdir()
     for seed, name in enumerate(("a.txt", "b.txt")):
-        (folder / "texts" / name).write_text("\n\n".join(stories(60, seed)))
-    yield folder
-    os.chdir(before)
+        (work / "texts" / name).write_text("\n\n".join(stories(60, seed)))
+    return work
 
 
 @pytest.fixture(scope="module")

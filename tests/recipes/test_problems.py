@@ -1,7 +1,6 @@
 """Several labels a text, and numbers: from files to an export."""
 
 import json
-import os
 import random
 
 import numpy as np
@@ -58,18 +57,14 @@ def flags(folder, ending):
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("problems")
+def work(work):
     sizes = {"train": 400, "validation": 120, "test": 100}
     for seed, (name, size) in enumerate(sizes.items()):
         lines = [json.dumps(row) for row in topics(size, seed)]
-        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+        (work / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
         lines = ["text\tscore", *("\t".join(row) for row in grades(size, seed))]
-        (folder / f"{name}.tsv").write_text("\n".join(lines) + "\n")
-    before = os.getcwd()
-    os.chdir(folder)
-    yield folder
-    os.chdir(before)
+        (work / f"{name}.tsv").write_text("\n".join(lines) + "\n")
+    return work
 
 
 def arguments(model):

@@ -1,7 +1,6 @@
 """Answers from files to an export, as a user runs it."""
 
 import json
-import os
 import random
 
 import numpy as np
@@ -62,17 +61,13 @@ def open_ones(data):
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("answers")
-    before = os.getcwd()
-    os.chdir(folder)
+def work(work):
     made = {"train": entries(50, 0, 1, filler=90), "test": entries(30, 1)}
     made |= {f"{name}2": open_ones(entries(60, seed)) for seed, name in
              enumerate(("train", "dev", "test"))}  # fmt: skip
     for name, content in made.items():
-        (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
-    yield folder
-    os.chdir(before)
+        (work / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+    return work
 
 
 def predictions(run):

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 import random
 
 import numpy as np
@@ -30,10 +29,7 @@ def pairs(count, seed):
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pairs")
-    before = os.getcwd()
-    os.chdir(folder)
+def work(work):
     for name, count, seed in (("train", 900, 0), ("test", 30, 1)):
         rows = pairs(count, seed)
         # Words that are rare: they are copied.
@@ -42,14 +38,13 @@ def work(tmp_path_factory):
         rows += [(f"one {word}", f"{word} eins") for word in rare]
         for i, side in enumerate(("en", "de")):
             lines = [pair[i] for pair in rows]
-            (folder / f"{name}.{side}").write_text("\n".join(lines) + "\n")
+            (work / f"{name}.{side}").write_text("\n".join(lines) + "\n")
     rows = [
         {"article": f"It is {a}. There is more to say of it.", "summary": a, "id": i}
         for i, (a, _) in enumerate(pairs(120, 2))
     ]
-    (folder / "news.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
-    yield folder
-    os.chdir(before)
+    (work / "news.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    return work
 
 
 @pytest.fixture(scope="module")

@@ -28,15 +28,6 @@ def files(toy):
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("work")
-    before = os.getcwd()
-    os.chdir(folder)
-    yield folder
-    os.chdir(before)
-
-
-@pytest.fixture(scope="module")
 def run(work, toy, recipe):
     """A finished run with its export."""
     path = work / "runs" / "toy"

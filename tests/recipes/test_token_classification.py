@@ -1,7 +1,6 @@
 """Tagging from files to an export, as a user runs it."""
 
 import json
-import os
 import random
 
 import numpy as np
@@ -58,16 +57,12 @@ def parallel(folder, rows):
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tagging")
-    before = os.getcwd()
-    os.chdir(folder)
+def work(work):
     for seed, (name, count) in enumerate({"train": 160, "dev": 40, "test": 60}.items()):
         rows = list(sentences(count, seed))
-        conll(folder / f"{name}.txt", rows)
-        parallel(folder / name, rows)
-    yield folder
-    os.chdir(before)
+        conll(work / f"{name}.txt", rows)
+        parallel(work / name, rows)
+    return work
 
 
 def files(form=".txt"):

@@ -18,16 +18,12 @@ from tfllm.models.word_vectors import read_word_vectors, word_vectors
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("word_vectors")
-    before = os.getcwd()
-    os.chdir(folder)
-    (folder / "text.txt").write_text("\n\n".join(stories(1500)))
+def work(work):
+    (work / "text.txt").write_text("\n\n".join(stories(1500)))
     rows = [f"{a}\t{b}\t9" for a, b in (w[:2] for w in TOPICS.values())]
     rows += ["wave\tcoal\t1", "fish\tbell\t1", "cow\tash\t1"]
-    (folder / "alike.tsv").write_text("\n".join(rows))
-    yield folder
-    os.chdir(before)
+    (work / "alike.tsv").write_text("\n".join(rows))
+    return work
 
 
 SMALL = ["--train_file", "text.txt", "--size", 12, "--batch_size", 256]
