@@ -243,6 +243,14 @@ def test_killed_pretraining_equals_uninterrupted(work, recipe, root):
 
 
 @pytest.mark.slow
+def test_a_killed_run_that_went_on_from_another_goes_on(pretrained, work, recipe, root):
+    arguments = ["--train_file", "texts", "--validation_share", 0.1, *FAST, *KILLED]
+    arguments += ["--model", pretrained, "--max_steps", 40, "--eval_steps", 20]
+    name, folder = "pretrain_causal_lm", work / "runs/kills_on"
+    assert_kills_change_nothing(recipe, root, name, arguments, folder)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "data"), [("finetune_chat", TALKS), ("preference_tuning", PAIRS)]
 )
