@@ -41,7 +41,10 @@ def test_links_lead_somewhere(root):
 
 def test_commands_parse(root, recipe, capsys):
     seen = set()
-    for line in commands(root, "README.md"):
+    pages = [f"docs/{page.name}" for page in root.glob("docs/*.md")]
+    for line in [
+        line for page in ["README.md", *pages] for line in commands(root, page)
+    ]:
         words = shlex.split(line)
         if words[:1] == ["tfllm"]:
             assert words[1] in COMMANDS
