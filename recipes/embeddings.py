@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
     # 3. Text to ids, and what the doctor says of it.
     task = task_for(rows, kind, tokenizer, config, start and start.config)
     columns, drawn = {}, {"negatives": config.hard_negatives, "seed": config.seed}
-    changed = changed_rows(config, rows)
+    changed = changed_rows(config, run, rows)
     for name, records in splits.items():
         more, copies = (changed, config.copies) if name == "train" else ([], 1)
         seen = [*records.rows, *more]

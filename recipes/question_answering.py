@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
     if start:
         shape |= {"encoder": start.shape(config.dropout), "lora": config.adapters()}
     task = task_for(rows, tokenizer, shape, **config.reading())
-    columns, lengths = encode_splits(task, splits, changed_rows(config, rows))
+    columns, lengths = encode_splits(task, splits, changed_rows(config, run, rows))
     report = examine(splits, lengths=lengths)
     report.print()
 

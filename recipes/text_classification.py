@@ -46,6 +46,8 @@ def main(argv: list[str] | None = None, trial: Trial | None = None) -> int:
     """Runs the recipe, perhaps as a trial of `--search`; returns the exit status."""
     config = parse(Config, argv, __doc__)
     refuse(config, "adversarial", beside="mixup")
+    if config.model == "fasttext":  # it has no vectors of tokens to mix or to push
+        refuse(config, "mixup", "adversarial", beside="model")
     if config.search and not config.dry_run:
         load_tensorflow()
         from tfllm.models.classifier import search_space
@@ -115,7 +117,7 @@ def main(argv: list[str] | None = None, trial: Trial | None = None) -> int:
     options = {"label_smoothing": config.label_smoothing, "loss": config.loss}
     options["special_tokens"] = bool(start)
     task = task_for(rows, tokenizer, shape, **options)
-    columns, lengths = encode_splits(task, splits, changed_rows(config, rows))
+    columns, lengths = encode_splits(task, splits, changed_rows(config, run, rows))
     report = examine(splits, lengths=lengths, max_length=config.max_length)
     report.print()
 

@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
         shape |= {"encoder": start.shape(config.dropout), "lora": config.adapters()}
     options = {"special_tokens": bool(start)}
     task = task_for(rows, types, tokenizer, config.scheme, shape, **options)
-    columns, lengths = encode_splits(task, splits, changed_rows(config, rows))
+    columns, lengths = encode_splits(task, splits, changed_rows(config, run, rows))
     report = examine(splits, lengths=lengths, max_length=config.max_length)
     report.print()
 

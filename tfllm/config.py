@@ -228,16 +228,18 @@ def refuse(config, *names: str, beside: str | None = None) -> None:
         names: Those that a recipe shares with others and cannot use.
         beside: The flag that makes them useless, and only if it is set.
     """
-    if beside and not getattr(config, beside):
+    other = getattr(config, beside) if beside else None
+    if beside and not other:
         return
+    said = f" {other}" if isinstance(other, str) else ""
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
     for name in names:
         value, default = getattr(config, name), defaults[name]
         # What is open at first may have been settled as "off" when a run began.
         if value != default and (value or default is not None):
-            where = (
-                f"does not go with --{beside}" if beside else "is not for this recipe"
-            )
+            where = "is not for this recipe"
+            if beside:
+                where = f"does not go with --{beside}{said}"
             flag = name if value else f"no_{name}"
             raise UserError(f"--{flag} {where}", fix="Leave it out")
 

@@ -1,5 +1,6 @@
 """Changed texts: what each way promises, and that a seed gives the same again."""
 
+import re
 from collections import Counter
 
 import numpy as np
@@ -13,7 +14,7 @@ from tfllm.data.augmentation import (
     similar_words,
     word_cutter,
 )
-from tfllm.data.tagged import tagged_row
+from tfllm.data.tagged import chinese_gap, tagged_row
 from tfllm.evaluation.spans import Span
 
 TEXTS = ["the quick brown fox jumps over a dog", "今天天气很好。", "one", "", "a  b"]
@@ -120,11 +121,65 @@ def test_chinese_is_cut_into_its_words():
     assert text != "天气北京喜欢" and sorted(cut(text)) == sorted(words)
 
 
-@pytest.mark.parametrize("kind, flag", [("replace", "words"), ("translate", "lators")])
-def test_what_a_change_needs_is_asked_for(kind, flag):
-    with pytest.raises(UserError, match=f"--augment {kind}"):
-        AugmentFlags(augment=[kind])
-    AugmentFlags(augment=[kind], similar_words="x", translators=["a", "b"])
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        ({"augment": ["replace"]}, "needs --similar_words"),
+        ({"augment": ["translate"]}, "needs --translators"),
+        ({"augment": ["translate"], "translators": ["a"]}, "wants two runs"),
+        ({"similar_words": "x"}, "is for --augment replace"),
+        ({"augment_copies": 2}, "is for --augment"),
+    ],
+)
+def test_flags_of_changes_need_each_other(flags, words):
+    with pytest.raises(UserError, match=words):
+        AugmentFlags(**flags)
+
+
+def test_tagged_records_are_not_translated():
+    row = tagged_row(["Ann", "ran"], [Span(0, 1, "PER")], chinese_gap)
+    with pytest.raises(UserError, match="does not go with tags"):
+        changed_copies([row], ["translate"], 0, translate=lambda texts, copy: texts)
+
+
+@pytest.mark.parametrize("kind", ["swap", "delete"])
+def test_latin_words_in_chinese_stay_apart(kind):
+    words = ["小李", "用", "iPad", "和", "Mac", "给", "Ann"]
+    spans = [Span(0, 1, "PER"), Span(4, 5, "THING"), Span(6, 7, "PER")]
+    row = tagged_row(words, spans, chinese_gap)
+    assert row["text"] == "小李用iPad和Mac给Ann"
+    found = changed_copies([row] * 60, [kind], 0, share=0.4)
+    for _, new in found:
+        text = new["text"]
+        parts = [text[span.start : span.end] for span in new["entities"]]
+        assert parts == ["小李", "Mac", "Ann"]
+        assert "iPadMac" not in text and "MacAnn" not in text
+        assert {text[a:b] for a, b in new["words"]} <= set(words)
+    assert any("iPad Mac" in new["text"] for _, new in found)
+    plain = [{"text": row["text"]}] * 60
+    cut = re.compile("[a-zA-Z]+|.").findall
+    texts = {new["text"] for _, new in changed_copies(plain, [kind], 0, cut=cut)}
+    assert len(texts) > 3 and not any("iPadMac" in text for text in texts)
+
+
+def test_letters_a_line_come_back_as_they_were():
+    row = tagged_row([*"我用iPad听歌"], [Span(2, 6, "THING")], lambda a, b: "")
+    (_, new), *_ = changed_copies([row] * 9, ["swap"], 0)
+    assert "iPad" in new["text"] and len(new["text"]) == len(row["text"])
+
+
+def test_marks_and_capitals_do_not_hide_a_word():
+    similar = {"fox": ["wolf"], "Berlin": ["Paris"]}
+    text = "(The Fox, Berlin)"
+    assert set(draws(text, "replace", similar=similar)) == {
+        "(The wolf, Berlin)",
+        "(The Fox, Paris)",
+    }
+
+
+def test_no_space_is_left_at_an_end():
+    found = draws("a b c d e f", "delete", 200, share=0.4)
+    assert all(text == text.strip() and "  " not in text for text in found)
 
 
 def test_similar_words_are_near():

@@ -17,6 +17,7 @@ from tests.recipes.kills import assert_kills_change_nothing
 from tfllm.cli.main import main as tfllm
 from tfllm.serving.c_api import Process
 
+LIKE = {"lovely": 1, "great": 0.9, "awful": 0, "rude": 0.1}
 FAST = ["--precision", "float32", "--jit_compile", "false", "--tokenizer", "words"]
 
 
@@ -193,7 +194,7 @@ def test_other_models_run_and_export(model, work, toy, recipe):
 
 
 def test_changed_copies_are_trained_on(work, toy, recipe, capsys):
-    lines = ["lovely 1 0", "great 1 0.1", "awful 0 1", "rude 0.1 1"]
+    lines = [f"{word} {number} {1 - number}" for word, number in LIKE.items()]
     (work / "alike.vec").write_text("\n".join(lines))
     options = [*files(toy), *FAST, "--model", "fasttext", "--augment", "replace"]
     options += ["--augment_copies", 2, "--no_export", "--max_steps", 2]
@@ -204,6 +205,9 @@ def test_changed_copies_are_trained_on(work, toy, recipe, capsys):
     assert recipe("text_classification", *options) == 0
     (count,) = re.findall(r"(\d+) changed copies", capsys.readouterr().out)
     assert 100 < int(count) < 480  # of texts without such a word there is none
+    changed = (path / "changed.jsonl").read_text().splitlines()
+    assert len(changed) == int(count)
+    assert all(set(json.loads(row)["text"].split()) & set(LIKE) for row in changed)
 
 
 def test_mixed_texts_are_trained_on(work, toy, recipe, capsys):
@@ -211,7 +215,8 @@ def test_mixed_texts_are_trained_on(work, toy, recipe, capsys):
     path = work / "runs" / "mixed"
     model = ["--model", "transformer", "--output_dir", path]
     assert recipe("text_classification", *options, "--model", "fasttext") == 2
-    assert "--mixup" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "--mixup does not go with --model fasttext" in told and not path.exists()
     assert recipe("text_classification", *options, *model, "--adversarial", 0.1) == 2
     assert "--adversarial does not go with --mixup" in capsys.readouterr().err
     assert recipe("text_classification", *options, *model) == 0
@@ -253,7 +258,8 @@ def test_killed_and_resumed_equals_uninterrupted(
         arguments += ["--epochs", 4 + 2 * kills]
     else:
         arguments = [*files(toy), *FAST, "--model", "lstm", "--hidden_size", 8]
-        arguments += ["--epochs", 6, "--patience", 100]
+        arguments += ["--augment", "swap", "--mixup", 0.2]
+        arguments += ["--epochs", 3, "--patience", 100]
     arguments += ["--ema_decay", 0.9, "--gradient_accumulation_steps", 2]
     arguments += ["--batch_size", 4]
     killed = assert_kills_change_nothing(

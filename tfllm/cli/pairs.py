@@ -187,7 +187,7 @@ def train_pairs(argv, about: str, recipe: str, sample: str, defaults: dict) -> i
         length_penalty=config.length_penalty,
     )
     drawn = config.subword_dropout, copies, config.seed
-    changed = changed_rows(config, rows)
+    changed = changed_rows(config, run, rows)
     columns, lengths = encode_splits(task, splits, changed, drawn)
     report = examine(splits, lengths=lengths, max_length=task.max_length)
     report.print()

@@ -22,6 +22,7 @@ SHARE = 0.1  # of the words, but one at least
 WORDS = 50_000  # that a segmenter of Chinese knows
 # A Chinese character by itself: who wants words cuts the text before.
 _PIECE = re.compile(rf"[{CJK}]|[^\s{CJK}]+|\s+")
+_EDGES = re.compile(r"(\W*)(.*?)(\W*)", re.DOTALL)
 
 
 @dataclass
@@ -43,12 +44,20 @@ class AugmentFlags:
     )
 
     def __post_init__(self):
-        if "replace" in self.augment and not self.similar_words:
-            raise UserError("--augment replace needs --similar_words FILE")
-        if "translate" in self.augment and len(self.translators) != 2:
+        needs = {"replace": "similar_words", "translate": "translators"}
+        for kind, name in needs.items():
+            given = getattr(self, name)
+            if kind in self.augment and not given:
+                raise UserError(f"--augment {kind} needs --{name}")
+            if given and kind not in self.augment:
+                raise UserError(f"--{name} is for --augment {kind}")
+        if self.augment_copies > 1 and not self.augment:
+            raise UserError("--augment_copies is for --augment")
+        if self.translators and len(self.translators) != 2:
             raise UserError(
-                "--augment translate needs two runs of recipes/translation.py",
-                fix="Give --translators THERE BACK; BACK is trained with --reverse",
+                f"--translators wants two runs, there and back, not "
+                f"{len(self.translators)}",
+                fix="The way back is recipes/translation.py with --reverse",
             )
 
 
@@ -64,7 +73,8 @@ def changed_copies(
     """Records, each with a changed copy; those that came out as they were are left out.
 
     The field `text` changes: of a pair the first text, of a question and its context
-    the question. Of tagged records only words without a tag do, and the spans move.
+    the question. Of tagged records only words without a tag do, and the spans move;
+    they cannot be translated.
 
     Args:
         rows: Records.
@@ -73,7 +83,12 @@ def changed_copies(
         copies: Of each record.
         translate: Texts and the number of their copy to texts there and back.
         **options: `similar`, `share` and `cut` of `augment`.
+
+    Raises:
+        UserError: Tagged records are to be translated.
     """
+    if "translate" in kinds and "words" in rows[0]:
+        raise UserError("--augment translate does not go with tags: they would be lost")
     found = []
     for copy in range(copies):
         draws = [np.random.default_rng([seed, copy, i]) for i in range(len(rows))]
@@ -162,9 +177,10 @@ def change(
         free: Places of the words that may change.
         kind, draw, similar, share: See `augment`.
     """
-    pieces, known = list(pieces), similar or {}
+    before, pieces = pieces, list(pieces)
+    others = {i: _similar(pieces[i], similar or {}) for i in free}
     if kind == "replace":
-        free = [i for i in free if pieces[i].lower() in known]
+        free = [i for i in free if others[i]]
     if len(free) < (1 if kind == "replace" else 2):
         return pieces
     count = min(max(1, round(share * len(free))), len(free))
@@ -172,16 +188,39 @@ def change(
         for _ in range(count):
             a, b = draw.choice(free, 2, replace=False)
             pieces[a], pieces[b] = pieces[b], pieces[a]
-        return pieces
+        return _apart(before, pieces)
     for place in draw.choice(free, count, replace=False):
         if kind == "replace":
-            others = known[pieces[place].lower()]
-            pieces[place] = others[draw.integers(len(others))]
+            pieces[place] = others[place][draw.integers(len(others[place]))]
             continue
         pieces[place] = ""
         beside = [i for i in (place - 1, place + 1) if 0 <= i < len(pieces)]
         if gap := [i for i in beside if pieces[i].isspace()]:
             pieces[gap[0]] = ""
+    return _apart(before, pieces)
+
+
+def _similar(piece: str, known: Mapping[str, Sequence[str]]) -> list[str]:
+    """What may stand for a piece; marks around a word stay."""
+    start, word, end = _EDGES.fullmatch(piece).groups()
+    found = known.get(word) or known.get(word.lower(), ())
+    return [start + other + end for other in found]
+
+
+def _apart(before: Sequence[str], pieces: list[str]) -> list[str]:
+    """Keeps Latin words that have come together apart, and no gap at an end."""
+    left = [i for i, piece in enumerate(pieces) if piece]
+    for a, b in itertools.pairwise(left):
+        junction = pieces[a][-1] + pieces[b][0]
+        same = pieces[a : b + 1] == list(before[a : b + 1])
+        if junction.isascii() and junction.isalnum() and not same:
+            if b - 1 > a:  # an empty gap, or what a word has left
+                pieces[b - 1] = " "
+            else:
+                pieces[b] = " " + pieces[b]
+    for end, place in ((0, left[:1]), (-1, left[-1:])):
+        if place and pieces[place[0]].isspace() and not before[end].isspace():
+            pieces[place[0]] = ""
     return pieces
 
 

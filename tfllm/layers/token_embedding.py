@@ -1,4 +1,4 @@
-"""Vectors of tokens, which adversarial training can push."""
+"""Vectors of tokens, which adversarial training can push and mixup mixes."""
 
 import keras
 from keras import ops

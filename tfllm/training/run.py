@@ -30,6 +30,9 @@ class RunDirectory:
         path: The folder.
         resumed: Whether it held a run that goes on.
         shared: The run that all workers see, where `path` is one worker's own.
+
+    Attributes:
+        extra: Contents of further files by name, which `write_start` writes too.
     """
 
     def __init__(
@@ -37,6 +40,7 @@ class RunDirectory:
     ):
         self.path, self.resumed = Path(path), resumed
         self.shared = shared or self.path
+        self.extra: dict[str, str] = {}
 
     @property
     def checkpoints(self) -> Path:
@@ -64,6 +68,8 @@ class RunDirectory:
         atomic_write(self.path / "command.txt", shlex.join(sys.argv) + "\n")
         environment = json.dumps(describe_environment() | {"data": data}, indent=1)
         atomic_write(self.path / "environment.json", environment)
+        for name, content in self.extra.items():
+            atomic_write(self.path / name, content)
         if isinstance(report, dict):
             facts = json.dumps(report, indent=1)
             atomic_write(self.path / "data_report.json", facts)

@@ -5,9 +5,10 @@
 DIR holds tinyshakespeare/input.txt.gz; its last tenth is held out, as nanoGPT does.
 `nanogpt` trains the shape and the schedule of nanoGPT's CPU setting (4 blocks, 128
 wide, 12 rows of 64 characters, 2,000 steps) in PyTorch, with `transformers`' GPT-2, and
-runs where --hf_python has both. `short` is our recipe for no longer than that took,
-`long` for half an hour. Losses are nats a character of all held-out text. Prints a line
-a part; other flags go to the recipe.
+runs where --hf_python has both. `short` and `long` are our recipe, with as many steps
+as two cores take in no longer than that, and in half an hour. The last weights count:
+there is one evaluation, at the end. Losses are nats a character of all held-out text.
+Prints a line a part; other flags go to the recipe.
 """
 
 import argparse
@@ -23,8 +24,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 COMMON = ["--tokenizer", "characters", "--copies", "400", "--optimizer", "muon"]
 COMMON += ["--precision", "mixed_bfloat16", "--jit_compile", "false", "--no_export"]
 PARTS = {
-    "short": ["--hidden_size", "128", "--num_layers", "4", "--num_heads", "4"],
-    "long": ["--hidden_size", "192", "--num_layers", "4", "--num_heads", "6"],
+    "short": (1000, ["--hidden_size", "128", "--num_layers", "4", "--num_heads", "4"]),
+    "long": (9000, ["--hidden_size", "192", "--num_layers", "4", "--num_heads", "6"]),
 }
 
 
@@ -50,7 +51,9 @@ def main() -> int:
         if part == "nanogpt":
             command = [options.hf_python or sys.executable, __file__, "--child"]
             command += ["--data", options.data, "--output", options.output]
-            out = subprocess.run([*map(str, command)], check=True, capture_output=True)
+            out = subprocess.run(
+                [*map(str, command)], check=True, stdout=subprocess.PIPE
+            )
             found = json.loads(out.stdout.splitlines()[-1])
         else:
             found = ours(folder, options.output / f"shakespeare-{part}", part, flags)
@@ -65,7 +68,8 @@ def ours(folder: Path, run: Path, part: str, flags: list[str]) -> dict:
     command += ["--train_file", folder / "train.txt", "--output_dir", run]
     command += ["--validation_file", folder / "held_out.txt"]
     command += ["--test_file", folder / "held_out.txt"]
-    command += [*COMMON, *PARTS[part], *flags]
+    steps, shape = PARTS[part]
+    command += [*COMMON, "--max_steps", steps, "--eval_steps", steps, *shape, *flags]
     subprocess.run([*map(str, command)], check=True, stdout=subprocess.DEVNULL)
     results = json.loads((run / "eval/results.json").read_text())
     last = max(run.glob("checkpoints/step-*"))
