@@ -257,4 +257,7 @@ def test_a_killed_run_that_went_on_from_another_goes_on(pretrained, work, recipe
 def test_killed_tuning_equals_uninterrupted(name, data, pretrained, work, recipe, root):
     arguments = [*data, *FAST, *KILLED, "--model", pretrained, "--lora_rank", 2]
     arguments += ["--lora_dropout", 0.1, "--epochs", 8, "--eval_steps", 10]
-    assert_kills_change_nothing(recipe, root, name, arguments, work / "runs" / name)
+    folder, apart = work / "runs" / name, name == "preference_tuning"
+    assert_kills_change_nothing(
+        recipe, root, name, arguments, folder, own_process=apart
+    )
