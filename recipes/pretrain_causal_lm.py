@@ -37,7 +37,7 @@ DEFAULTS = {
     "max_length": 256,
     "epochs": 1,
     "batch_size": 16,
-    "optimizer": "adamw",
+    "optimizer": "muon",
     "schedule": "cosine",
     "warmup_ratio": 0.05,
     "weight_decay": 0.1,
@@ -104,6 +104,7 @@ def main(argv: list[str] | None = None) -> int:
         longest = start.length(config.max_length, defaults["max_length"])
         defaults |= {"max_length": longest, "learning_rate": RATES["base"] / 10}
         defaults |= {"tokenizer": None, "vocabulary_size": None}  # it brings them along
+        defaults["optimizer"] = "adamw"  # as it was trained with, as a rule
     elif run.resumed:
         tokenizer = Tokenizer.load(run.path / "tokenizer")
     else:
