@@ -132,11 +132,11 @@ def augment(
 
 
 def augment_tagged(
-    row: dict, kind: str, draw: np.random.Generator, similar=None, share=SHARE, cut=None
+    row: dict, kind: str, draw: np.random.Generator, similar=None, share=SHARE
 ) -> dict:
     """A record of `data.tagged` of which some words without a tag changed.
 
-    Its own words are the pieces: `cut` is not needed.
+    Its own words are the pieces; for the arguments see `augment`.
     """
     text, words, spans = row["text"], row["words"], row["entities"]
     bounds = [0, *(place for word in words for place in word), len(text)]
@@ -178,8 +178,8 @@ def change(
         kind, draw, similar, share: See `augment`.
     """
     before, pieces = pieces, list(pieces)
-    others = {i: _similar(pieces[i], similar or {}) for i in free}
     if kind == "replace":
+        others = {i: _similar(pieces[i], similar or {}) for i in free}
         free = [i for i in free if others[i]]
     if len(free) < (1 if kind == "replace" else 2):
         return pieces

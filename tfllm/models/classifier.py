@@ -9,6 +9,7 @@ from tfllm.layers.lora import add_adapters
 from tfllm.layers.ngrams import NgramBag, hash_ngrams
 from tfllm.models import classic
 from tfllm.models.encoder import EncoderConfig, encode, pool, token_inputs
+from tfllm.models.flags import ADAMW
 
 # What a field of `ClassifierConfig` is when it is left at None.
 SHAPES = {
@@ -41,13 +42,8 @@ SHAPES = {
 }
 MOST_BUCKETS, MOST_TABLE = 2**20, 2**24  # rows and numbers of the n-gram table
 # How `recipes/text_classification.py` trains when no flag says otherwise.
-COMMON = {
-    "optimizer": "adamw",
+COMMON = ADAMW | {
     "loss": "cross_entropy",
-    "schedule": "linear",
-    "warmup_ratio": 0.1,
-    "weight_decay": 0.01,
-    "label_smoothing": 0.0,
     "ema_decay": 0.99,
     "l2": 0.0,
     "adversarial": 0.0,

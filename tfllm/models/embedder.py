@@ -8,6 +8,7 @@ from keras import ops
 from tfllm.layers.lora import add_adapters
 from tfllm.layers.pooling import MaskedPooling
 from tfllm.models.encoder import EncoderConfig, encode, token_inputs
+from tfllm.models.flags import ADAMW
 
 # Encoders to begin with from scratch. A bag has no blocks: the mean of token vectors.
 SHAPES = {
@@ -15,15 +16,7 @@ SHAPES = {
     "transformer": {"hidden_size": 128, "num_layers": 2, "num_heads": 4},
 }
 
-USUAL = {
-    "batch_size": 64,
-    "optimizer": "adamw",
-    "schedule": "linear",
-    "warmup_ratio": 0.1,
-    "weight_decay": 0.01,
-    "ema_decay": 0.0,
-    "label_smoothing": 0.0,
-}
+USUAL = ADAMW | {"batch_size": 64}
 # From scratch much is to learn; a model that others trained is only turned.
 SCRATCH = {"learning_rate": 3e-3, "epochs": 10, "dropout": 0.0}
 FINE = {"learning_rate": 3e-5, "epochs": 2, "dropout": 0.1}

@@ -13,6 +13,16 @@ EMBEDDERS = ["bag", "transformer"]
 READER_SHAPE = ["hidden_size", "num_layers", "num_heads", "max_length", "dropout"]
 TAGGER_SHAPE = [name for name in SHAPE if name not in ("pooling", "l2")] + ["crf"]
 
+# How most models train when no flag says otherwise.
+ADAMW = {
+    "optimizer": "adamw",
+    "schedule": "linear",
+    "warmup_ratio": 0.1,
+    "weight_decay": 0.01,
+    "ema_decay": 0.0,
+    "label_smoothing": 0.0,
+}
+
 
 @dataclass
 class StateFlags:

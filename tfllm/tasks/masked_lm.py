@@ -39,6 +39,7 @@ from tfllm.models.encoder import (
     pool,
     token_inputs,
 )
+from tfllm.models.flags import ADAMW
 from tfllm.tasks.task import Batch, Sums, Verdict
 from tfllm.text import Tokenizer
 
@@ -49,18 +50,7 @@ EVALUATION_ROWS = 64
 # How `recipes/pretrain_masked_lm.py` trains when no flag says otherwise.
 RATES = {"tiny": 1e-3, "mini": 1e-3, "small": 7e-4, "base": 3e-4}
 TEXT = {"tokenizer": "wordpiece", "vocabulary_size": 16_000, "min_frequency": 2}
-USUAL = {
-    "max_length": 256,
-    "epochs": 1,
-    "batch_size": 16,
-    "optimizer": "adamw",
-    "schedule": "linear",
-    "warmup_ratio": 0.1,
-    "weight_decay": 0.01,
-    "ema_decay": 0.0,
-    "label_smoothing": 0.0,
-    "dropout": 0.0,
-}
+USUAL = ADAMW | {"max_length": 256, "epochs": 1, "batch_size": 16, "dropout": 0.0}
 
 
 @dataclass

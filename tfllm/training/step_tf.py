@@ -190,6 +190,10 @@ class TrainingModel(keras.Model):
     def _get_metrics_result_or_logs(self, logs):
         return logs  # those of the last step; `training.logs` averages over steps
 
+    @property
+    def _embedding(self):
+        return self.core.get_layer("token_embedding")
+
     def _share(self, micro_batch: int):
         """How much of itself a text keeps: a function of seed and step."""
         draws = np.random.default_rng(self.seed).beta(self.mixup, self.mixup, MIXES)
@@ -205,8 +209,7 @@ class TrainingModel(keras.Model):
         """Gradients of one micro-batch's share of the loss, on one replica."""
         if not self.adversarial:
             return self._pass(batch, totals, scale, share=share)
-        embedding = self.core.get_layer("token_embedding")
-        vectors = tf.cast(embedding(batch["token_ids"]), "float32")
+        vectors = tf.cast(self._embedding(batch["token_ids"]), "float32")
         grads, metrics, slope = self._pass(batch, totals, scale, tf.zeros_like(vectors))
         real = tf.cast(batch["padding_mask"], "float32")
         count = tf.maximum(tf.reduce_sum(real, 1), 1.0)
@@ -233,9 +236,8 @@ class TrainingModel(keras.Model):
                 sources.append(offset)
             if share is not None:
                 other = {name: tensor[::-1] for name, tensor in batch.items()}
-                embedding = self.core.get_layer("token_embedding")
-                own, new = (embedding(one["token_ids"]) for one in (batch, other))
-                added = (1 - share) * tf.cast(new - own, "float32")
+                vectors = self._embedding(batch["token_ids"])
+                added = (1 - share) * tf.cast(vectors[::-1] - vectors, "float32")
                 if "padding_mask" in inputs:  # as long as the longer one
                     masks = batch["padding_mask"], other["padding_mask"]
                     inputs["padding_mask"] = tf.maximum(*masks)
@@ -266,12 +268,11 @@ class TrainingModel(keras.Model):
         """Outputs in training, token vectors pushed by an `offset` if there is one."""
         if offset is None:
             return self.core(inputs, training=True)
-        embedding = self.core.get_layer("token_embedding")
-        embedding.offset = offset
+        self._embedding.offset = offset
         try:
             return self.core(inputs, training=True)
         finally:
-            embedding.offset = None
+            self._embedding.offset = None
 
     def _replica_step(self, batches, stop, gradients):
         """Everything before the update, on one replica."""

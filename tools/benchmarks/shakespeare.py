@@ -22,8 +22,8 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-COMMON = ["--tokenizer", "characters", "--copies", "400", "--optimizer", "muon"]
-COMMON += ["--precision", "mixed_bfloat16", "--jit_compile", "false", "--no_export"]
+COMMON = ["--tokenizer", "characters", "--copies", "400", "--no_export"]
+COMMON += ["--precision", "mixed_bfloat16", "--jit_compile", "false"]
 COMMON += ["--num_layers", "4", "--num_heads", "4"]
 PARTS = {
     "short": (1050, ["--hidden_size", "128", "--max_length", "128"]),
