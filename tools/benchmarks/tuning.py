@@ -4,7 +4,7 @@
 
 DIR holds llamafactory_demos/. `chat`: 300 of its English instructions with adapters;
 the loss of held-out answers before and after. `preference`: DPO on its English and
-Chinese pairs, 80 of each language held out. Flags that are none of these go to the
+Chinese pairs, 100 of each language held out. Flags that are none of these go to the
 recipe. What is finished is read, not run again. Prints the results and writes
 runs/benchmarks/tuning.json.
 """
@@ -20,7 +20,7 @@ from pathlib import Path
 from tfllm.core.files import atomic_write
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-HELD_OUT = 80  # pairs of each language
+HELD_OUT = 100  # pairs of each language
 LANGUAGES = ("en", "zh")
 
 
