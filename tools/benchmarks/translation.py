@@ -1,0 +1,225 @@
+"""An encoder-decoder, ours and Hugging Face's: training steps and answers, in turns.
+
+    python tools/benchmarks/translation.py --hf_python PATH [--size tiny] [--rounds 7]
+
+The recipes' shape (tiny: 4 + 4 blocks, 128 wide, 8,000 tokens, embeddings shared) with
+random weights, and Marian's of `transformers` of the same sizes. Training: 128 pairs of
+32 + 32 tokens, AdamW, dropout 0.1, label smoothing 0.1. Answers: 32 and 1 sources of 16
+tokens, 24 new tokens, greedily and with five beams. Every system lives in a process of
+its own and they take turns; medians over the rounds. Prints a table and writes
+runs/benchmarks/translation.json.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+# The checkout, also when it is not installed; and the benchmarks beside this one.
+sys.path[0] = str(ROOT)
+sys.path.append(str(ROOT / "tools/benchmarks"))
+VOCABULARY, DROPOUT, SMOOTHING, RATE = 8000, 0.1, 0.1, 1e-4
+PAIRS, LENGTH, STEPS = 128, 32, 4
+ROWS, SOURCE, NEW, BEAMS = 32, 16, 24, 5
+# Width, blocks a side, inner width, heads, as `models.encoder_decoder` has them.
+SHAPES = {"tiny": (128, 4, 256, 4), "mini": (256, 3, 1024, 4)}
+OURS = ["ours float32", "ours float32 xla", "ours bfloat16", "ours bfloat16 xla"]
+HF = ["hf float32", "hf bfloat16"]
+
+
+def tokens(*shape):
+    import numpy as np
+
+    return np.random.default_rng(0).integers(5, VOCABULARY, shape).astype("int32")
+
+
+def ours(dtype: str, xla: bool, size: str) -> dict:
+    import numpy as np
+    import tensorflow as tf
+
+    from tfllm.generation.beam_tf import Beams
+    from tfllm.generation.engine_tf import Engine
+    from tfllm.generation.pair_network_tf import PairNetwork
+    from tfllm.models.encoder_decoder import shape_of
+    from tfllm.tasks.sequence_to_sequence import Translation
+    from tfllm.training.optimizers import make_optimizer
+    from tfllm.training.speed_tf import speed_up
+    from tfllm.training.step_tf import TrainingModel
+
+    shape = shape_of(size, VOCABULARY, dropout=DROPOUT)
+    sizes = shape.hidden_size, shape.num_layers, shape.intermediate_size
+    assert (*sizes, shape.num_heads) == SHAPES[size]
+    task = Translation(None, shape, LENGTH, LENGTH, label_smoothing=SMOOTHING)
+    core = task.build_model("mixed_bfloat16" if dtype == "bfloat16" else dtype)
+    speed_up(core)
+    optimizer = make_optimizer(
+        "adamw",
+        core.trainable_variables,
+        learning_rate=RATE,
+        total_steps=10**6,
+        weight_decay=0.01,
+    )
+    model = TrainingModel(core, task, optimizer, clip_norm=1.0, jit_compile=xla)
+    ids, ones = tokens(3, PAIRS, LENGTH), np.ones((PAIRS, LENGTH), "int32")
+    batch = dict(zip(("source_ids", "token_ids", "targets"), ids, strict=True))
+    batch |= {"source_mask": ones, "padding_mask": ones}
+    batch["target_weights"] = ones.astype("float32")
+    batch = {name: tf.constant(value) for name, value in batch.items()}
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    data = tf.data.Dataset.from_tensors(batch).repeat().with_options(options)
+    cases = {"train": lambda: model.fit(data, steps_per_epoch=STEPS, verbose=0)}
+    if dtype == "float32" and not xla:  # as the server answers
+        engine = Engine(PairNetwork(shape, core))
+
+        def answer(rows: int, width: int) -> None:
+            beams = Beams(width) if width > 1 else None
+            source = tokens(rows, SOURCE), np.ones((rows, SOURCE), "int32")
+            begin = np.ones((rows, 1), "int32")
+            state = engine.start(begin, NEW, False, beams, source)
+            limits = {"max_new_tokens": np.full(rows, NEW, "int32")}
+            state = engine.advance(state, limits, [-2], NEW, False, beams)
+            made = state.beams[2][1:, :, 0] if beams else state.history[1:]
+            assert (made.numpy() >= 0).sum() == rows * NEW
+
+        cases |= answers(answer)
+    return cases
+
+
+def answers(answer) -> dict:
+    """Cases by name, from a function of rows and beams."""
+    return {
+        f"{rows} rows, {width} beams": lambda r=rows, w=width: answer(r, w)
+        for rows in (ROWS, 1)
+        for width in (1, BEAMS)
+    }
+
+
+def hf(dtype: str, xla: bool, size: str) -> dict:
+    import torch
+    from transformers import MarianConfig, MarianMTModel
+
+    width, blocks, inner, heads = SHAPES[size]
+    config = MarianConfig(
+        vocab_size=VOCABULARY,
+        d_model=width,
+        encoder_layers=blocks,
+        decoder_layers=blocks,
+        encoder_attention_heads=heads,
+        decoder_attention_heads=heads,
+        encoder_ffn_dim=inner,
+        decoder_ffn_dim=inner,
+        activation_function="relu",
+        dropout=DROPOUT,
+        scale_embedding=True,
+        max_position_embeddings=512,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        forced_eos_token_id=None,
+        decoder_start_token_id=1,
+    )
+    low, model = dtype == "bfloat16", MarianMTModel(config).train()
+    optimizer = torch.optim.AdamW(model.parameters(), RATE, weight_decay=0.01)
+    source, before, after = torch.tensor(tokens(3, PAIRS, LENGTH)).long()
+    ones = torch.ones_like(source)
+
+    def train() -> None:
+        model.train()
+        for _ in range(STEPS):
+            with torch.autocast("cpu", torch.bfloat16, enabled=low):
+                logits = model(source, ones, decoder_input_ids=before).logits
+                loss = torch.nn.functional.cross_entropy(
+                    logits.flatten(0, 1), after.flatten(), label_smoothing=SMOOTHING
+                )
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+
+    kind = torch.bfloat16 if low else torch.float32
+    reader = MarianMTModel(config).eval().to(kind)
+
+    def answer(rows: int, width: int) -> None:
+        ids = torch.tensor(tokens(rows, SOURCE)).long()
+        made = reader.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            num_beams=width,
+            do_sample=False,
+            min_new_tokens=NEW,
+            max_new_tokens=NEW,
+        )
+        assert made.shape == (rows, NEW + 1)
+
+    return {"train": train} | answers(answer)
+
+
+def work(name: str, size: str) -> None:
+    """One system: answers each line of standard input with seconds by name."""
+    system, dtype, *xla = name.split()
+    cases = {"ours": ours, "hf": hf}[system](dtype, bool(xla), size)
+    for case in cases.values():  # traces and compiles
+        case()
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        told = {}
+        for case, run in cases.items():
+            started = time.perf_counter()
+            run()
+            told[case] = time.perf_counter() - started
+        print(json.dumps(told), flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", choices=SHAPES, default="tiny")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--hf_python", default=sys.executable)
+    parser.add_argument("--systems", nargs="+", default=OURS + HF)
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--output", default="runs/benchmarks/translation.json")
+    options = parser.parse_args()
+    if options.worker:
+        work(options.worker, options.size)
+        return 0
+    from training_step import race
+
+    told = race(__file__, options.systems, options.rounds, "go", options)
+    told = {name: [json.loads(line) for line in lines] for name, lines in told.items()}
+    medians = {
+        name: {case: statistics.median(row[case] for row in rows) for case in rows[0]}
+        for name, rows in told.items()
+    }
+    work_of = {"train": PAIRS * 2 * LENGTH * STEPS}
+    work_of |= {case: int(case.split()[0]) for case in answers(None)}
+    print("tokens/s of training, sentences/s of answers")
+    print(f"| | {' | '.join(work_of)} |\n|---|{'--:|' * len(work_of)}")
+    for name, row in medians.items():
+        rates = [work_of[case] / row[case] if case in row else None for case in work_of]
+        shown = ["" if r is None else f"{r:,.{r < 100:d}f}" for r in rates]
+        print(f"| {name} | {' | '.join(shown)} |")
+    ratios = []
+    for case in work_of:
+        best = [
+            min((row[case] for name, row in medians.items()
+                 if name.startswith(who) and case in row), default=0.0)
+            for who in ("hf", "ours")
+        ]  # fmt: skip
+        ratios.append(f"{best[0] / best[1]:.2f}" if all(best) else "")
+    print(f"| our best, times Hugging Face's best | {' | '.join(ratios)} |")
+    output = Path(options.output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    about = {"machine": platform.processor(), "cores": os.cpu_count()}
+    about |= {"load": os.getloadavg(), "options": vars(options)}
+    output.write_text(json.dumps(about | {"medians": medians, "rounds": told}))
+    return 0 if medians else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
