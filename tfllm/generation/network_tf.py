@@ -9,7 +9,9 @@ The mathematics is that of `models.decoder.run`; tests hold the two equal. What 
 - The token table is kept as `[hidden, vocabulary]`, whose product with a few rows is
   two to four times as fast as with the other order; a look-up takes columns.
 - Keys and values are written into place (`put`), never copied. A cache is one tensor
-  `[batch * heads * capacity, head size]` and seen as `[batch, heads, capacity, size]`.
+  `[batch * heads * capacity, head size]` and seen as `[batch * heads, capacity, size]`.
+  For XLA it has that shape: were it seen otherwise, XLA would update one cache for the
+  product and one for the next step, and copy both.
 - A batch's prompts end in the same slot of the cache (padding stands before them), so
   that a step writes one slot and distances between slots are those between tokens.
 """
@@ -63,9 +65,10 @@ class Network(tf.Module):
 
     def empty(self, rows, capacity) -> "Cache":
         """An empty cache for so many rows and slots."""
-        shape = [rows * self._kv * capacity, self._size]
         if self._xla:
+            shape = [rows * self._kv, capacity, self._size]
             return tuple(tf.zeros(shape) for _ in range(self.caches))
+        shape = [rows * self._kv * capacity, self._size]
         # Not zeros: equal constants share one buffer, and it is written into.
         return tuple(
             tf.raw_ops.Empty(shape=shape, dtype=tf.float32, init=True)
@@ -120,9 +123,8 @@ class Network(tf.Module):
                     x=cache, i=lines, v=tf.reshape(new, [-1, size])
                 )
             new = tf.transpose(tf.reshape(new, [rows, length, kv, size]), [0, 2, 1, 3])
-            whole = tf.reshape(cache, [rows, kv, capacity, size])
-            whole = ops.slice_update(whole, (0, 0, start, 0), new)
-            return tf.ensure_shape(tf.reshape(whole, [-1, size]), cache.shape)
+            new = tf.reshape(new, [rows * kv, length, size])
+            return ops.slice_update(cache, (0, start, 0), new)
 
         def norm(x):
             if config.norm == "layer_norm":
@@ -146,20 +148,20 @@ class Network(tf.Module):
             return x if bias is None else x + bias
 
         def attend(query, keys, values, bias):
-            keys, values = (
-                tf.reshape(cache, [rows, kv, capacity, size])
-                for cache in (keys, values)
-            )
-            if single:
-                query = tf.reshape(query, [rows, kv, grouped, size])
-                scores = tf.matmul(query, keys, transpose_b=True) + bias
-                return tf.matmul(tf.nn.softmax(scores), values)
-            query = tf.reshape(query, [rows, length, kv, grouped, size])
-            query = tf.transpose(query, [0, 2, 1, 3, 4])
-            lines = [rows, kv, length * grouped, -1]
+            if not self._xla:
+                shape = [rows * kv, capacity, size]
+                keys, values = tf.reshape(keys, shape), tf.reshape(values, shape)
+            lines, spread = [rows * kv, grouped, -1], [rows, kv, grouped, capacity]
+            if not single:
+                query = tf.reshape(query, [rows, length, kv, grouped, size])
+                query = tf.transpose(query, [0, 2, 1, 3, 4])
+                lines = [rows * kv, length * grouped, -1]
+                spread = [rows, kv, length, grouped, capacity]
             scores = tf.matmul(tf.reshape(query, lines), keys, transpose_b=True)
-            scores = tf.reshape(scores, [rows, kv, length, grouped, capacity]) + bias
-            mixed = tf.matmul(tf.reshape(tf.nn.softmax(scores), lines), values)
+            shares = tf.nn.softmax(tf.reshape(scores, spread) + bias)
+            mixed = tf.matmul(tf.reshape(shares, lines), values)
+            if single:
+                return mixed
             mixed = tf.reshape(mixed, [rows, kv, length, grouped, size])
             return tf.transpose(mixed, [0, 2, 1, 3, 4])
 
