@@ -48,18 +48,29 @@ def format_cell(value: object) -> str:
     return f"{value:,}" if type(value) is int else str(value)
 
 
+_shown = False  # whether a bar is on the screen: there can be one
+
+
 @contextlib.contextmanager
 def progress(description: str, total: float | None) -> Iterator[Callable]:
     """Shows the progress of long work; yields `advance(n=1)`.
 
-    Away from a terminal nothing is drawn but one line at the end, if it took long.
+    Away from a terminal nothing is drawn but one line at the end, if it took long. Work
+    that is a part of other such work shows nothing.
     """
     from rich.progress import Progress
 
-    started = time.monotonic()
-    with Progress(console=console(True), transient=True) as bar:
-        task = bar.add_task(description, total=total)
-        yield lambda n=1: bar.advance(task, n)
+    global _shown
+    if _shown:
+        yield lambda n=1: None
+        return
+    started, _shown = time.monotonic(), True
+    try:
+        with Progress(console=console(True), transient=True) as bar:
+            task = bar.add_task(description, total=total)
+            yield lambda n=1: bar.advance(task, n)
+    finally:
+        _shown = False
     seconds = time.monotonic() - started
     if seconds > 5 and not console(True).is_terminal:
         console(True).print(f"{description}: {seconds:.0f} s", markup=False)

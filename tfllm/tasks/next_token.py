@@ -9,6 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from tfllm.core.console import progress
 from tfllm.data.batching import BatchPlan
 from tfllm.evaluation.intervals import measured
 from tfllm.layers.next_token_loss import NextTokenLoss
@@ -57,13 +58,16 @@ class NextToken:
             shuffle=False,
         )
         found = None
-        for step in range(plan.steps_per_epoch):
-            (micro,) = plan.step(step)
-            batch = self.transform(columns.gather(micro, self.pad_values()), step, 0)
-            sums = self.row_sums(self.losses(model, batch), batch)
-            if found is None:
-                found = np.zeros((len(sums), len(columns)))
-            found[:, micro.indices] = sums[:, micro.rows]
+        with progress("measuring", plan.steps_per_epoch) as advance:
+            for step in range(plan.steps_per_epoch):
+                (micro,) = plan.step(step)
+                batch = columns.gather(micro, self.pad_values())
+                batch = self.transform(batch, step, 0)
+                sums = self.row_sums(self.losses(model, batch), batch)
+                if found is None:
+                    found = np.zeros((len(sums), len(columns)))
+                found[:, micro.indices] = sums[:, micro.rows]
+                advance()
         return found
 
     def losses(self, model: keras.Model, batch: Batch) -> np.ndarray:

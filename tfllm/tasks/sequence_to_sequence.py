@@ -10,6 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from tfllm.core.console import progress
 from tfllm.data.parallel import ParallelColumns, cut, ended, start_token
 from tfllm.evaluation import figures
 from tfllm.evaluation.text import (
@@ -152,11 +153,13 @@ class SequenceToSequence(NextToken):
             settings["log_probabilities"] = True
         # Texts of one length stand together: a batch goes on to its longest answer.
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        for begin in range(0, len(order), TOGETHER):
-            part = order[begin : begin + TOGETHER]
-            found = translator.generate([texts[i] for i in part], **settings)
-            for i, answer in zip(part, found, strict=True):
-                made[i] = answer
+        with progress("answering", len(order)) as advance:
+            for begin in range(0, len(order), TOGETHER):
+                part = order[begin : begin + TOGETHER]
+                found = translator.generate([texts[i] for i in part], **settings)
+                for i, answer in zip(part, found, strict=True):
+                    made[i] = answer
+                advance(len(part))
         return made
 
     def find(self, model: keras.Model, texts: Sequence[str]) -> list[dict]:

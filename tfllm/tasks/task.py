@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from tfllm.core.console import progress
 from tfllm.data.batching import BatchPlan, Micro
 from tfllm.data.columns import Columns
 
@@ -85,7 +86,9 @@ def answers_of(
     plan = BatchPlan(
         columns.lengths, batch_size=rows, max_length=max_length, shuffle=False
     )
-    for step in range(plan.steps_per_epoch):
-        (micro,) = plan.step(step)
-        batch = columns.gather(micro, pad_values)
-        yield micro, model.predict_on_batch({name: batch[name] for name in names})
+    with progress("measuring", plan.steps_per_epoch) as advance:
+        for step in range(plan.steps_per_epoch):
+            (micro,) = plan.step(step)
+            batch = columns.gather(micro, pad_values)
+            yield micro, model.predict_on_batch({name: batch[name] for name in names})
+            advance()
