@@ -29,6 +29,7 @@ class Model(tf.Module):
 
     def hopeless(self, codes, splits):
         """Which words are unknown if they are no token: bool `[W]`, or None."""
+        return None  # AutoGraph cannot read a function that is only a docstring
 
     def cut(self, codes, splits):
         """Cuts words, which lie between the splits, into pieces; None: no word is.
