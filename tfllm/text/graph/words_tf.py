@@ -27,9 +27,8 @@ class Model(tf.Module):
         """The characters that count, and where words start: bool `[T]`."""
         raise NotImplementedError
 
-    def hopeless(self, codes, splits):
-        """Which words are unknown if they are no token: bool `[W]`, or None."""
-        return None  # AutoGraph cannot read a function that is only a docstring
+    # Of codes and splits: which words are unknown if they are no token, bool `[W]`.
+    hopeless = None
 
     def cut(self, codes, splits):
         """Cuts words, which lie between the splits, into pieces; None: no word is.
@@ -48,8 +47,8 @@ class Model(tf.Module):
         ids = self.words(chars.values, splits)
         if self.cut is None:
             return chars.spans(first, end - 1, tf.where(ids < 0, self.unk_id, ids))
-        hopeless = self.hopeless(chars.values, splits)
-        if hopeless is not None:
+        if self.hopeless is not None:
+            hopeless = self.hopeless(chars.values, splits)
             ids = tf.where((ids < 0) & hopeless, self.unk_id, ids)
         todo = ids < 0
 
