@@ -14,19 +14,13 @@ resident set of the process. Prints a table, writes runs/benchmarks/decoding_MOD
 """
 
 import argparse
-import json
-import os
-import platform
 import resource
 import statistics
 import sys
 import time
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-# The checkout, also when it is not installed; and the benchmark beside this one.
-sys.path[0] = str(ROOT)
-sys.path.append(str(ROOT / "tools/benchmarks"))
+from turns import race, serve, write
+
 LAYERS, SIZE, HEADS, INNER, VOCABULARY = 6, 288, 6, 768, 32_000
 PROMPT, TIMED = 8, 32
 OURS = ["ours float32", "ours float32 xla"]
@@ -159,17 +153,20 @@ def hf(precision: str, xla: bool, options) -> dict:
 
 
 def work(name: str, options) -> None:
-    """One system: answers each line of standard input with seconds and MiB by name."""
+    """One system, in its own process: seconds and MiB by name."""
     system, dtype, *xla = name.split()
-    made = {"ours": ours, "keras-hub": hub, "hf": hf}[system]
-    cases = made(dtype, bool(xla), options)
+    cases = {"ours": ours, "keras-hub": hub, "hf": hf}[system](
+        dtype, bool(xla), options
+    )
     for case in cases.values():  # traces and compiles
         case()
-    print("ready", flush=True)
-    for _ in sys.stdin:
+
+    def turn() -> dict:
         told = {name: case() for name, case in cases.items()}
         most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(json.dumps(told | {"MiB": most}), flush=True)
+        return told | {"MiB": most}
+
+    serve(turn)
 
 
 def main() -> int:
@@ -190,11 +187,8 @@ def main() -> int:
     if options.worker:
         work(options.worker, options)
         return 0
-    from training_step import race
-
     systems = options.systems or SYSTEMS[options.mode]
-    told = race(__file__, systems, options.rounds, "go", options)
-    told = {name: [json.loads(line) for line in lines] for name, lines in told.items()}
+    told = race(__file__, systems, options)
     middle = min if options.best else statistics.median
     middles = {
         name: {case: middle(row[case] for row in rows) for case in rows[0]}
@@ -217,12 +211,8 @@ def main() -> int:
             best = {c: min(peer[c] for peer in peers) for c in cases if c in rates}
             ratios = " | ".join(f"{best[c] / middles[name][c]:.2f}" for c in best)
             print(f"| {name}, times the best other {kind} | {ratios} | |")
-    output = Path(options.output or f"runs/benchmarks/decoding_{options.mode}.json")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    about = {"machine": platform.processor(), "cores": os.cpu_count()}
-    about |= {"load": os.getloadavg(), "options": vars(options)}
-    about |= {"medians": middles, "rounds": told}
-    output.write_text(json.dumps(about, indent=1))
+    path = options.output or f"runs/benchmarks/decoding_{options.mode}.json"
+    write(path, options, medians=middles, rounds=told)
     return 0 if middles else 1
 
 

@@ -10,14 +10,13 @@ writes runs/benchmarks/training_epoch.json.
 """
 
 import argparse
-import json
-import os
+import itertools
 import statistics
 import sys
 import time
-from pathlib import Path
 
-import training_step as shape  # first of all: it mends sys.path
+import training_step as shape
+from turns import race, serve, write
 
 ROWS, LENGTH, RATE = 32, 256, 3e-4
 SYSTEMS = [*shape.OURS[::2], *shape.HUB]
@@ -150,14 +149,18 @@ def hub(precision: str, options):
 
 
 def work(name: str, options) -> None:
+    """One system, in its own process."""
     system, dtype, *_ = name.split()
     precision = dtype if dtype == "float32" else "mixed_bfloat16"
     epoch, accuracy = {"ours": ours, "keras-hub": hub}[system](precision, options)
-    print("ready", flush=True)
-    for number, _ in enumerate(sys.stdin):
+    numbers = itertools.count()
+
+    def turn() -> tuple[float, float]:
         started = time.perf_counter()
-        epoch(number)
-        print(time.perf_counter() - started, accuracy(), flush=True)
+        epoch(next(numbers))
+        return time.perf_counter() - started, accuracy()
+
+    serve(turn)
 
 
 def main() -> int:
@@ -166,15 +169,13 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=9600, help="texts of an epoch")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--systems", nargs="+", default=SYSTEMS)
-    parser.add_argument("--hf_python", default=sys.executable, help=argparse.SUPPRESS)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--output", default="runs/benchmarks/training_epoch.json")
     options = parser.parse_args()
     if options.worker:
         work(options.worker, options)
         return 0
-    told = shape.race(__file__, options.systems, options.rounds, "", options)
-    told = {name: [tuple(map(float, a.split())) for a in t] for name, t in told.items()}
+    told = race(__file__, options.systems, options)
     medians = {n: statistics.median(a[0] for a in t) for n, t in told.items()}
     best_hub = min((medians[n] for n in shape.HUB if n in medians), default=None)
     print("| system | seconds an epoch | against the best keras-hub | accuracy |")
@@ -182,12 +183,7 @@ def main() -> int:
     for name, median in medians.items():
         ratio = f"{best_hub / median:.2f}" if best_hub else ""
         print(f"| {name} | {median:.1f} | {ratio} | {told[name][-1][1]:.4f} |")
-    output = Path(options.output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    about = {"cores": os.cpu_count(), "load": os.getloadavg(), "rows": options.rows}
-    output.write_text(
-        json.dumps(about | {"rounds": told, "medians": medians}, indent=1)
-    )
+    write(options.output, options, medians=medians, rounds=told)
     return 0
 
 

@@ -10,19 +10,11 @@ for --hf_python. Prints a table and writes runs/benchmarks/training_step.json.
 """
 
 import argparse
-import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
-import tempfile
-import time
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-# The checkout, also when it is not installed.
-sys.path[0] = str(ROOT)
+from turns import race, serve, timed, write
+
 LAYERS, SIZE, HEADS, INNER, VOCABULARY = 4, 256, 4, 1024, 21128
 ROWS, LENGTH, DROPOUT, RATE = 64, 64, 0.1, 1e-4
 OURS = ["ours float32", "ours float32 xla", "ours bfloat16", "ours bfloat16 xla"]
@@ -158,63 +150,13 @@ def hf(precision: str):
     return run
 
 
-def work(name: str) -> None:
-    """One system: answers each line of standard input, a number of steps, in seconds"""
+def work(name: str, steps: int) -> None:
+    """One system, in its own process."""
     system, dtype, *xla = name.split()
     precision = dtype if dtype == "float32" else "mixed_bfloat16"
-    run = {"ours": lambda p: ours(p, bool(xla)), "keras-hub": hub, "hf": hf}[system](
-        precision
-    )
-    run(2)
-    print("ready", flush=True)
-    for line in sys.stdin:
-        started = time.perf_counter()
-        run(int(line))
-        print(time.perf_counter() - started, flush=True)
-
-
-def race(file: str, systems, rounds: int, order, options) -> dict[str, list[str]]:
-    """What each system answered to `order`, a process each, in turns."""
-    environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
-    workers, answers = {}, {}
-    for name in systems:
-        python = options.hf_python if name in HF else sys.executable
-        said = tempfile.TemporaryFile("w+")  # noqa: SIM115
-        worker = subprocess.Popen(
-            [python, file, *sys.argv[1:], "--worker", name],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=said,
-            text=True,
-        )
-        workers[name], answers[name] = (worker, said), []
-        if "ready\n" not in iter(worker.stdout.readline, ""):
-            _gone(name, workers, answers)
-    for _ in range(rounds):
-        for name, (worker, _) in list(workers.items()):
-            try:
-                worker.stdin.write(f"{order}\n")
-                worker.stdin.flush()
-                answers[name].append(worker.stdout.readline().strip())
-            except BrokenPipeError:
-                answers[name].append("")
-            if not answers[name][-1]:
-                _gone(name, workers, answers)
-    for worker, _ in workers.values():
-        worker.stdin.close()
-        worker.wait()
-    return answers
-
-
-def _gone(name: str, workers: dict, answers: dict) -> None:
-    """Leaves out a system that ended, and tells what it said last."""
-    del answers[name]
-    worker, said = workers.pop(name)
-    worker.kill()
-    said.seek(0)
-    last = said.read().strip().splitlines()[-1:] or ["it said nothing"]
-    print(f"{name}: not here: {last[0]}", file=sys.stderr)
+    make = {"ours": lambda p: ours(p, bool(xla)), "keras-hub": hub, "hf": hf}[system]
+    run = make(precision)
+    serve(timed({"seconds": lambda: run(steps)}))
 
 
 def main() -> int:
@@ -227,12 +169,11 @@ def main() -> int:
     parser.add_argument("--output", default="runs/benchmarks/training_step.json")
     options = parser.parse_args()
     if options.worker:
-        work(options.worker)
+        work(options.worker, options.steps)
         return 0
-    seconds = race(__file__, options.systems, options.rounds, options.steps, options)
     seconds = {
-        name: [float(answer) / options.steps for answer in answers]
-        for name, answers in seconds.items()
+        name: [turn["seconds"] / options.steps for turn in turns]
+        for name, turns in race(__file__, options.systems, options).items()
     }
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     best_hub = min((medians[n] for n in HUB if n in medians), default=None)
@@ -242,11 +183,7 @@ def main() -> int:
         ratio = f"{best_hub / median:.2f}" if best_hub else ""
         rate = ROWS * LENGTH / median
         print(f"| {name} | {1000 * median:.0f} | {rate:,.0f} | {ratio} |")
-    output = Path(options.output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    about = {"machine": platform.processor(), "cores": os.cpu_count()}
-    about |= {"load": os.getloadavg(), "seconds_a_step": seconds, "medians": medians}
-    output.write_text(json.dumps(about, indent=1))
+    write(options.output, options, seconds_a_step=seconds, medians=medians)
     return 0
 
 

@@ -11,18 +11,11 @@ runs/benchmarks/translation.json.
 """
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import sys
-import time
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-# The checkout, also when it is not installed; and the benchmarks beside this one.
-sys.path[0] = str(ROOT)
-sys.path.append(str(ROOT / "tools/benchmarks"))
+from turns import race, serve, timed, write
+
 VOCABULARY, DROPOUT, SMOOTHING, RATE = 8000, 0.1, 0.1, 1e-4
 PAIRS, LENGTH, STEPS = 128, 32, 4
 ROWS, SOURCE, NEW, BEAMS = 32, 16, 24, 5
@@ -160,22 +153,6 @@ def hf(dtype: str, xla: bool, size: str) -> dict:
     return {"train": train} | answers(answer)
 
 
-def work(name: str, size: str) -> None:
-    """One system: answers each line of standard input with seconds by name."""
-    system, dtype, *xla = name.split()
-    cases = {"ours": ours, "hf": hf}[system](dtype, bool(xla), size)
-    for case in cases.values():  # traces and compiles
-        case()
-    print("ready", flush=True)
-    for _ in sys.stdin:
-        told = {}
-        for case, run in cases.items():
-            started = time.perf_counter()
-            run()
-            told[case] = time.perf_counter() - started
-        print(json.dumps(told), flush=True)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", choices=SHAPES, default="tiny")
@@ -186,12 +163,11 @@ def main() -> int:
     parser.add_argument("--output", default="runs/benchmarks/translation.json")
     options = parser.parse_args()
     if options.worker:
-        work(options.worker, options.size)
+        system, dtype, *xla = options.worker.split()
+        cases = {"ours": ours, "hf": hf}[system](dtype, bool(xla), options.size)
+        serve(timed(cases))
         return 0
-    from training_step import race
-
-    told = race(__file__, options.systems, options.rounds, "go", options)
-    told = {name: [json.loads(line) for line in lines] for name, lines in told.items()}
+    told = race(__file__, options.systems, options)
     medians = {
         name: {case: statistics.median(row[case] for row in rows) for case in rows[0]}
         for name, rows in told.items()
@@ -213,11 +189,7 @@ def main() -> int:
         ]  # fmt: skip
         ratios.append(f"{best[0] / best[1]:.2f}" if all(best) else "")
     print(f"| our best, times Hugging Face's best | {' | '.join(ratios)} |")
-    output = Path(options.output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    about = {"machine": platform.processor(), "cores": os.cpu_count()}
-    about |= {"load": os.getloadavg(), "options": vars(options)}
-    output.write_text(json.dumps(about | {"medians": medians, "rounds": told}))
+    write(options.output, options, medians=medians, rounds=told)
     return 0 if medians else 1
 
 
