@@ -1,6 +1,8 @@
 """The decoder of an encoder-decoder as the decoding loop wants it.
 
-Unlike `network_tf.Network` it runs the model's own layers, `models.encoder_decoder.run`
+Unlike `network_tf.Network` it reads the model's own weights where they are. A step of a
+Transformer takes vectors `[batch, size]` through them, without an axis for the one
+token: a dense layer is one op then, not ten. All else is `models.encoder_decoder.run`
 with a cache. What the blocks make of the source is computed once (`read`) and stands
 behind the cache, where beam search leaves it alone. LSTMs keep their states there.
 """
@@ -8,10 +10,12 @@ behind the cache, where beam search leaves it alone. LSTMs keep their states the
 import keras
 import tensorflow as tf
 
-from tfllm.generation.network_tf import Cache
+from tfllm.generation.network_tf import Cache, batch_product, softmax
+from tfllm.layers.positions import apply_rotary
 from tfllm.models.decoder import layers_of, to_logits
 from tfllm.models.encoder_decoder import (
     EncoderDecoderConfig,
+    embed,
     encode,
     keep,
     run,
@@ -75,7 +79,7 @@ class PairNetwork:
         places, kept = start + tf.range(length), list(caches)
         first = tf.reshape(tf.range(rows * heads) * capacity, [rows, 1, heads])
         lines = tf.reshape(first + places[:, None], [-1])
-        real = tokens >= 0
+        real, seen = tokens >= 0, tf.stack([rows, heads, capacity, size])
 
         def attention(i):
             def cache(*new):
@@ -83,8 +87,7 @@ class PairNetwork:
                     kept[at] = tf.raw_ops.InplaceUpdate(
                         x=caches[at], i=lines, v=tf.reshape(tensor, [-1, size])
                     )
-                shape = [rows, heads, capacity, size]
-                return [tf.reshape(x, shape) for x in kept[2 * i : 2 * i + 2]]
+                return [tf.reshape(x, seen) for x in kept[2 * i : 2 * i + 2]]
 
             return cache
 
@@ -117,6 +120,11 @@ class PairNetwork:
             positions = tf.minimum(positions, config.max_length - 1)
         source_mask, *context = caches[self.caches :]
         layers = range(config.decoder_layers)
+        if single and not config.recurrent:
+            masks = tf.cast(mask, tf.int32), source_mask
+            puts = [attention(i) for i in layers]
+            hidden = self._step(tokens, positions, places, masks, puts, context)
+            return hidden, tuple(kept)
         hidden = run(
             config,
             self._layers,
@@ -129,6 +137,51 @@ class PairNetwork:
             caches=[(recurrence if config.recurrent else attention)(i) for i in layers],
         )
         return tf.reshape(hidden, [-1, config.hidden_size]), tuple(kept)
+
+    def _step(self, tokens, positions, places, masks, puts, context):
+        """`models.encoder_decoder.run` for one token a row, `[rows, hidden_size]`."""
+        config, layers = self._config, self._layers
+        heads, size = config.num_heads, self._size
+        hidden, rotary = embed(
+            *(config, layers, "decoder", layers["token_embedding"]),
+            *(tf.maximum(tokens, 0), positions),
+        )
+        hidden = tf.reshape(hidden, [-1, config.hidden_size])
+        bias = layers["decoder_bias"](masks[0], None, places)
+        context_bias = layers["context_bias"](masks[1])
+
+        def split(x):
+            x = tf.reshape(x, [-1, 1, heads, size])
+            return x if rotary is None else apply_rotary(x, rotary)
+
+        def attend(attention, query, keys, values, bias):
+            if attention.scale is None:
+                query *= size**-0.5
+            query = tf.reshape(query, [-1, heads, 1, size])
+            scores = batch_product(query, keys, adj_y=True) + bias
+            mixed = batch_product(softmax(scores), values)
+            return attention.output_dense(tf.reshape(mixed, [-1, heads * size]))
+
+        for i in range(config.decoder_layers):
+            block = layers[f"decoder_block_{i}"]
+
+            def look_back(x, own=block.attention, put=puts[i]):
+                key, value = put(split(own.key(x)), own.value(x))
+                return attend(own, split(own.query(x)), key, value, bias)
+
+            def look_over(x, cross=block.cross, kept=context[2 * i : 2 * i + 2]):
+                return attend(cross, cross.query(x), *kept, context_bias)
+
+            parts = ("attention", look_back), ("cross", look_over)
+            for name, function in (*parts, ("feed_forward", block.feed_forward)):
+                norm = getattr(block, f"{name}_norm")
+                if config.norm_first:
+                    hidden += function(norm(hidden))
+                else:
+                    hidden = norm(hidden + function(hidden))
+        if config.norm_first:
+            hidden = layers["decoder_norm"](hidden)
+        return hidden * config.hidden_size**-0.5 if config.scale_logits else hidden
 
     def origins(self, source_ids, source_mask, answers, start: int, unknown: int):
         """The place in the source where each token of an answer looked.

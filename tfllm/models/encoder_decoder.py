@@ -216,7 +216,7 @@ def encode(config: EncoderDecoderConfig, layers: Mapping, source_ids, source_mas
         source_mask: int32 `[batch, source length]`, 1 at real tokens.
     """
     embedding = layers.get("source_embedding") or layers["token_embedding"]
-    hidden, rotary = _embed(config, layers, "encoder", embedding, source_ids)
+    hidden, rotary = embed(config, layers, "encoder", embedding, source_ids)
     if config.recurrent:
         return layers["encoder_lstm"](hidden, source_mask)
     bias = layers["encoder_bias"](source_mask)
@@ -263,7 +263,7 @@ def run(
         matrix; or attention shares `[batch, heads, length, source length]`.
     """
     embedding = layers["token_embedding"]
-    hidden, rotary = _embed(config, layers, "decoder", embedding, token_ids, positions)
+    hidden, rotary = embed(config, layers, "decoder", embedding, token_ids, positions)
     context_bias = layers["context_bias"](source_mask)
     if not config.recurrent:
         bias = layers["decoder_bias"](padding_mask, None, places)
@@ -284,8 +284,8 @@ def run(
     return hidden * config.hidden_size**-0.5 if config.scale_logits else hidden
 
 
-def _embed(config, layers, side: str, embedding, token_ids, positions=None):
-    """Vectors of tokens and, with rotary positions, what turns them."""
+def embed(config, layers, side: str, embedding, token_ids, positions=None):
+    """Vectors of a side's tokens and, with rotary positions, what turns them."""
     hidden, rotary = embedding(token_ids), None
     if config.scale_embeddings:
         hidden *= config.hidden_size**0.5
