@@ -52,12 +52,8 @@ class Beams(NamedTuple):
         width, size = self.width, logits.shape[1]
         open_, finished, answers = kept
         rows, slots = tf.shape(open_)[0], tf.shape(history)[0]
-        scores = open_[:, :, None] + tf.reshape(
-            tf.nn.log_softmax(logits), [rows, width, size]
-        )
         # Twice as many: were all of `width` to end, as many would go on.
-        flat = tf.reshape(scores, [rows, width * size])
-        values, index = tf.math.top_k(flat, 2 * width)
+        values, index = likeliest(logits, open_, width)
         beam, tokens = index // size, index % size
         parents = beam + tf.range(rows)[:, None] * width
         over = tf.reduce_any(tokens[:, :, None] == ends, 2)
@@ -90,3 +86,38 @@ class Beams(NamedTuple):
         bound = values[:, :1] / tf.maximum(limit**penalty, new**penalty)
         ended = tf.repeat((last | (bound <= finished[:, -1:]))[:, 0], width)
         return parents, tokens, done | ended, (values, finished, answers)
+
+
+def likeliest(logits, before, width: int):
+    """The best ways to go on, twice as many as there are beams.
+
+    The best ten stand in the ten parts of the vocabulary with the greatest
+    maxima: `top_k` over these takes half the time of one over all.
+
+    Args:
+        logits: float32 `[rows * width, vocabulary]`.
+        before: float32 `[rows, width]`, log-probabilities so far.
+        width: Number of beams.
+
+    Returns:
+        Their log-probabilities, and their places in `[width * vocabulary]`, `[rows,
+        2 * width]` each.
+    """
+    rows, size, count = tf.shape(before)[0], logits.shape[1], 2 * width
+    part = next(n for n in range(min(128, size // 2), 0, -1) if size % n == 0)
+    if part < 16 < size // 8:
+        part = 64
+        logits = tf.pad(logits, [[0, 0], [0, -size % part]], constant_values=LOW)
+    parts = tf.reshape(logits, [rows, -1, part])  # of all beams, one after another
+    best = tf.reshape(tf.reduce_max(parts, 2), [rows, width, -1])
+    most = tf.reduce_max(best, 2)
+    total = tf.exp(logits - tf.reshape(most, [-1, 1]))
+    before -= most + tf.math.log(tf.reshape(tf.reduce_sum(total, 1), [rows, width]))
+    each = tf.shape(best)[2]
+    _, at = tf.math.top_k(tf.reshape(best + before[:, :, None], [rows, -1]), count)
+    beam, first = at // each, at % each * part
+    found = tf.gather(parts, at, batch_dims=1)
+    found += tf.gather(before, beam, batch_dims=1)[:, :, None]
+    values, index = tf.math.top_k(tf.reshape(found, [rows, -1]), count)
+    places = beam * size + first
+    return values, tf.gather(places, index // part, batch_dims=1) + index % part
