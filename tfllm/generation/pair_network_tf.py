@@ -172,13 +172,9 @@ class PairNetwork:
             def look_over(x, cross=block.cross, kept=context[2 * i : 2 * i + 2]):
                 return attend(cross, cross.query(x), *kept, context_bias)
 
-            parts = ("attention", look_back), ("cross", look_over)
-            for name, function in (*parts, ("feed_forward", block.feed_forward)):
-                norm = getattr(block, f"{name}_norm")
-                if config.norm_first:
-                    hidden += function(norm(hidden))
-                else:
-                    hidden = norm(hidden + function(hidden))
+            hidden = block.residual("attention", hidden, look_back)
+            hidden = block.residual("cross", hidden, look_over)
+            hidden = block.residual("feed_forward", hidden, block.feed_forward)
         if config.norm_first:
             hidden = layers["decoder_norm"](hidden)
         return hidden * config.hidden_size**-0.5 if config.scale_logits else hidden

@@ -1,5 +1,7 @@
 """One Transformer block: attention and feed-forward, each with norm and residual."""
 
+import functools
+
 import keras
 
 from tfllm.layers.attention import MultiHeadAttention
@@ -168,11 +170,11 @@ class TransformerBlock(keras.layers.Layer):
         options = {"bias": bias, "rotary": rotary}
         if cache is not None:
             options["cache"] = cache
-        hidden = self._residual("attention", hidden, training, **options)
+        hidden = self._part("attention", hidden, training, **options)
         if self.cross_attention:
             options = {"bias": context_bias, "context": context}
-            hidden = self._residual("cross", hidden, training, **options)
-        return self._residual("feed_forward", hidden, training)
+            hidden = self._part("cross", hidden, training, **options)
+        return self._part("feed_forward", hidden, training)
 
     def context_shares(self, hidden, bias, rotary, context, context_bias):
         """Where tokens look in the context; arguments as in `call`.
@@ -180,18 +182,28 @@ class TransformerBlock(keras.layers.Layer):
         Returns:
             float32 `[batch, num_heads, length, keys]`.
         """
-        hidden = self._residual("attention", hidden, False, bias=bias, rotary=rotary)
+        hidden = self._part("attention", hidden, False, bias=bias, rotary=rotary)
         query = self.cross_norm(hidden) if self.norm_first else hidden
         key, _ = self.cross.project_key_value(context)
         return self.cross.shares(self.cross.project_query(query), key, context_bias)
 
-    def _residual(self, name, hidden, training, **options):
-        function, norm = getattr(self, name), getattr(self, f"{name}_norm")
-        dropout = getattr(self, f"{name}_dropout")
-        new = norm(hidden) if self.norm_first else hidden
-        new = function(new, training=training, **options)
+    def residual(self, name, hidden, function, training=False):
+        """What a part, `attention`, `cross` or `feed_forward`, makes of hidden states.
+
+        Args:
+            name: Of the part: its norm and dropout are taken.
+            hidden: `[…, hidden_size]`.
+            function: What the part does.
+            training: Whether dropout is on.
+        """
+        norm, dropout = getattr(self, f"{name}_norm"), getattr(self, f"{name}_dropout")
+        new = function(norm(hidden) if self.norm_first else hidden)
         hidden = hidden + dropout(new, training=training)
         return hidden if self.norm_first else norm(hidden)
+
+    def _part(self, name, hidden, training, **options):
+        function = functools.partial(getattr(self, name), training=training, **options)
+        return self.residual(name, hidden, function, training)
 
     def get_config(self):
         """Returns the constructor's arguments."""

@@ -38,16 +38,12 @@ def ours(precision: str, xla: bool):
     import tensorflow as tf
 
     from tfllm.models.encoder import EncoderConfig, encode, pool, token_inputs
-    from tfllm.training.optimizers import make_optimizer
-    from tfllm.training.speed_tf import speed_up
-    from tfllm.training.step_tf import TrainingModel
 
     config = EncoderConfig(VOCABULARY, SIZE, LAYERS, HEADS, INNER, dropout=DROPOUT)
     inputs = token_inputs(segments=True)
     pooled = pool(config, encode(config, inputs, precision), precision)
     logits = keras.layers.Dense(2, dtype="float32", name="out")(pooled)
     core = keras.Model(inputs, logits)
-    speed_up(core)
 
     class Task:
         def loss_counts(self, batch):
@@ -62,6 +58,22 @@ def ours(precision: str, xla: bool):
         def metric_sums(self, outputs, batch):
             return {}
 
+    batch, labels = data()
+    batch |= {"label": labels, "weight": labels * 0.0 + 1}
+    batch = {name: tf.constant(value) for name, value in batch.items()}
+    batch["weight"] = tf.cast(batch["weight"], "float32")
+    return our_steps(core, Task(), batch, xla)
+
+
+def our_steps(core, task, batch: dict, xla: bool):
+    """A function that takes so many of our training steps on one batch."""
+    import tensorflow as tf
+
+    from tfllm.training.optimizers import make_optimizer
+    from tfllm.training.speed_tf import speed_up
+    from tfllm.training.step_tf import TrainingModel
+
+    speed_up(core)
     optimizer = make_optimizer(
         "adamw",
         core.trainable_variables,
@@ -69,11 +81,7 @@ def ours(precision: str, xla: bool):
         total_steps=10**6,
         weight_decay=0.01,
     )
-    model = TrainingModel(core, Task(), optimizer, clip_norm=1.0, jit_compile=xla)
-    batch, labels = data()
-    batch |= {"label": labels, "weight": labels * 0.0 + 1}
-    batch = {name: tf.constant(value) for name, value in batch.items()}
-    batch["weight"] = tf.cast(batch["weight"], "float32")
+    model = TrainingModel(core, task, optimizer, clip_norm=1.0, jit_compile=xla)
     return fitted(model, tf.data.Dataset.from_tensors(batch).repeat())
 
 
@@ -131,19 +139,30 @@ def hf(precision: str):
         attention_probs_dropout_prob=DROPOUT,
     )
     model = BertForSequenceClassification(config).train()
-    optimizer = torch.optim.AdamW(model.parameters(), RATE, weight_decay=0.01)
     batch, labels = data()
     names = {"token_ids": "input_ids", "padding_mask": "attention_mask"}
     names |= {"segment_ids": "token_type_ids"}
     batch = {names[name]: torch.tensor(value).long() for name, value in batch.items()}
-    labels, low = torch.tensor(labels).long(), precision != "float32"
+    labels = torch.tensor(labels).long()
+
+    def loss():
+        return model(**batch, labels=labels).loss
+
+    return hf_steps(model, precision != "float32", loss)
+
+
+def hf_steps(model, low: bool, loss):
+    """A function that takes so many steps in PyTorch, products in bfloat16 if `low`."""
+    import torch
+
+    optimizer = torch.optim.AdamW(model.parameters(), RATE, weight_decay=0.01)
 
     def run(steps: int) -> None:
         for _ in range(steps):
             with torch.autocast("cpu", torch.bfloat16, enabled=low):
-                loss = model(**batch, labels=labels).loss
+                value = loss()
             optimizer.zero_grad()
-            loss.backward()
+            value.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
 

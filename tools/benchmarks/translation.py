@@ -14,15 +14,14 @@ import argparse
 import statistics
 import sys
 
+from training_step import HF, OURS, hf_steps, our_steps
 from turns import race, serve, timed, write
 
-VOCABULARY, DROPOUT, SMOOTHING, RATE = 8000, 0.1, 0.1, 1e-4
+VOCABULARY, DROPOUT, SMOOTHING = 8000, 0.1, 0.1
 PAIRS, LENGTH, STEPS = 128, 32, 4
 ROWS, SOURCE, NEW, BEAMS = 32, 16, 24, 5
 # Width, blocks a side, inner width, heads, as `models.encoder_decoder` has them.
 SHAPES = {"tiny": (128, 4, 256, 4), "mini": (256, 3, 1024, 4)}
-OURS = ["ours float32", "ours float32 xla", "ours bfloat16", "ours bfloat16 xla"]
-HF = ["hf float32", "hf bfloat16"]
 
 
 def tokens(*shape):
@@ -40,33 +39,19 @@ def ours(dtype: str, xla: bool, size: str) -> dict:
     from tfllm.generation.pair_network_tf import PairNetwork
     from tfllm.models.encoder_decoder import shape_of
     from tfllm.tasks.sequence_to_sequence import Translation
-    from tfllm.training.optimizers import make_optimizer
-    from tfllm.training.speed_tf import speed_up
-    from tfllm.training.step_tf import TrainingModel
 
     shape = shape_of(size, VOCABULARY, dropout=DROPOUT)
     sizes = shape.hidden_size, shape.num_layers, shape.intermediate_size
     assert (*sizes, shape.num_heads) == SHAPES[size]
     task = Translation(None, shape, LENGTH, LENGTH, label_smoothing=SMOOTHING)
     core = task.build_model("mixed_bfloat16" if dtype == "bfloat16" else dtype)
-    speed_up(core)
-    optimizer = make_optimizer(
-        "adamw",
-        core.trainable_variables,
-        learning_rate=RATE,
-        total_steps=10**6,
-        weight_decay=0.01,
-    )
-    model = TrainingModel(core, task, optimizer, clip_norm=1.0, jit_compile=xla)
     ids, ones = tokens(3, PAIRS, LENGTH), np.ones((PAIRS, LENGTH), "int32")
     batch = dict(zip(("source_ids", "token_ids", "targets"), ids, strict=True))
     batch |= {"source_mask": ones, "padding_mask": ones}
     batch["target_weights"] = ones.astype("float32")
     batch = {name: tf.constant(value) for name, value in batch.items()}
-    options = tf.data.Options()
-    options.autotune.enabled = False
-    data = tf.data.Dataset.from_tensors(batch).repeat().with_options(options)
-    cases = {"train": lambda: model.fit(data, steps_per_epoch=STEPS, verbose=0)}
+    run = our_steps(core, task, batch, xla)
+    cases = {"train": lambda: run(STEPS)}
     if dtype == "float32" and not xla:  # as the server answers
         engine = Engine(PairNetwork(shape, core))
 
@@ -118,23 +103,16 @@ def hf(dtype: str, xla: bool, size: str) -> dict:
         decoder_start_token_id=1,
     )
     low, model = dtype == "bfloat16", MarianMTModel(config).train()
-    optimizer = torch.optim.AdamW(model.parameters(), RATE, weight_decay=0.01)
     source, before, after = torch.tensor(tokens(3, PAIRS, LENGTH)).long()
     ones = torch.ones_like(source)
 
-    def train() -> None:
-        model.train()
-        for _ in range(STEPS):
-            with torch.autocast("cpu", torch.bfloat16, enabled=low):
-                logits = model(source, ones, decoder_input_ids=before).logits
-                loss = torch.nn.functional.cross_entropy(
-                    logits.flatten(0, 1), after.flatten(), label_smoothing=SMOOTHING
-                )
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
+    def loss():
+        logits = model(source, ones, decoder_input_ids=before).logits
+        return torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), after.flatten(), label_smoothing=SMOOTHING
+        )
 
+    run = hf_steps(model, low, loss)
     kind = torch.bfloat16 if low else torch.float32
     reader = MarianMTModel(config).eval().to(kind)
 
@@ -150,7 +128,7 @@ def hf(dtype: str, xla: bool, size: str) -> dict:
         )
         assert made.shape == (rows, NEW + 1)
 
-    return {"train": train} | answers(answer)
+    return {"train": lambda: run(STEPS)} | answers(answer)
 
 
 def main() -> int:
