@@ -28,6 +28,7 @@ from tfllm.serving import c_api, protos
 
 RECORD = "assets.extra/tfllm.json"
 TOLERANCE = 1e-4
+CROWD = 8  # odd rows asked at once
 ANSWERS = (
     "embedding",
     "prediction",
@@ -222,26 +223,29 @@ def _check_answers(
         report.problems.append("the process that asked had imported TensorFlow")
     if not process.signatures:
         report.problems.append("it has no signature")
-    for name, info in process.signatures.items():
-        sample = record["samples"].get(name)
-        asked = _Asked(process, name, info, sample, report)
-        if sample is None and record["samples"]:
-            asked.problem("no recorded sample")
-        rigid = [k for k, v in info.inputs.items() if (v.shape or (0,))[0] is not None]
-        if rigid:
-            asked.problem(
-                f"{', '.join(rigid)} is not [N, …]: a server with batching cannot join "
-                "requests"
-            )
-            continue
-        try:
-            asked.check_rows()
-            asked.check_hostile()
-            asked.measure(timing_seconds)
-        except c_api.ModelError as error:
-            asked.problem(str(error))
-            if error.code == c_api.GONE:
-                return
+    words, signatures = "asking for answers of all kinds", process.signatures
+    with console.progress(words, len(signatures)) as advance:
+        for name, info in signatures.items():
+            sample = record["samples"].get(name)
+            asked = _Asked(process, name, info, sample, report)
+            if sample is None and record["samples"]:
+                asked.problem("no recorded sample")
+            inputs = info.inputs.items()
+            if rigid := [k for k, v in inputs if (v.shape or (0,))[0] is not None]:
+                asked.problem(
+                    f"{', '.join(rigid)} is not [N, …]: a server with batching cannot "
+                    "join requests"
+                )
+                continue
+            try:
+                asked.check_rows()
+                asked.check_hostile()
+                asked.measure(timing_seconds)
+            except c_api.ModelError as error:
+                asked.problem(str(error))
+                if error.code == c_api.GONE:
+                    return
+            advance()
 
 
 def _check_predictions(process, path: str | Path, report: CheckReport) -> None:
@@ -256,10 +260,12 @@ def _check_predictions(process, path: str | Path, report: CheckReport) -> None:
         raise UserError(
             f"no predictions of this model: {type(error).__name__} {error}", path
         ) from None
-    parts = [
-        process.run("serving_default", {k: v[i : i + 64] for k, v in asked.items()})
-        for i in range(0, len(rows), 64)
-    ]
+    parts = []
+    with console.progress("asking for the run's predictions", len(rows)) as advance:
+        for i in range(0, len(rows), 64):
+            some = {k: v[i : i + 64] for k, v in asked.items()}
+            parts.append(process.run("serving_default", some))
+            advance(64)
     for part in parts:
         if set(PARTS) <= set(part):
             part["prediction"] = _entities(part)
@@ -383,11 +389,16 @@ class _Asked:
                 self.problem(f"{words} gives NaN in {bad[0]}")
         if refused and set(texts) != {"inputs"}:  # `inputs` are tf.Examples
             self.report.warnings.append(f"{self.name}: refuses {', '.join(refused)}")
-        crowd = {key: [row[key][0] for row in rows] for key in first}
-        for key, value in self.ask(crowd).items():
-            if difference := _difference(alone[key], value[:1]):
-                self.problem(f"odd texts in the same batch change {key}: {difference}")
-                return
+        # A batch is computed at the length of its longest row: equals go together.
+        others = sorted(rows[1:], key=lambda row: len(str(row)))
+        for start in range(0, len(others), CROWD - 1):
+            crowd = [first, *others[start : start + CROWD - 1]]
+            joined = {key: [row[key][0] for row in crowd] for key in first}
+            for key, value in self.ask(joined).items():
+                if difference := _difference(alone[key], value[:1]):
+                    what = f"odd texts in the same batch change {key}"
+                    self.problem(f"{what}: {difference}")
+                    return
 
     def measure(self, seconds: float) -> None:
         """Latency of one row and of 32, at least five times each."""
