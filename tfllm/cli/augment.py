@@ -7,8 +7,8 @@ import numpy as np
 from tfllm.core.console import note, progress
 from tfllm.core.errors import UserError
 from tfllm.core.quiet import load_tensorflow
+from tfllm.data import tagged
 from tfllm.data.augmentation import changed_copies, similar_words, word_cutter
-from tfllm.evaluation.spans import Span
 from tfllm.text.flags import language_of
 
 FILE = "changed.jsonl"  # of a run: the changed copies that it is trained on
@@ -31,7 +31,7 @@ def changed_rows(config, run, rows: list[dict]) -> list[dict]:
     kept = run.path / FILE
     if run.resumed and kept.exists():
         lines = kept.read_text(encoding="utf-8").split("\n")
-        return [_as_record(json.loads(line)) for line in lines if line]
+        return [tagged.from_json(json.loads(line)) for line in lines if line]
     options, texts = {}, [row["text"] for row in rows]
     words = {"replace", "swap", "delete"} & {*config.augment}
     if "replace" in config.augment:
@@ -52,14 +52,6 @@ def changed_rows(config, run, rows: list[dict]) -> list[dict]:
     lines = [json.dumps(row, ensure_ascii=False) for row in changed]
     run.extra[FILE] = "".join(line + "\n" for line in lines)
     return changed
-
-
-def _as_record(row: dict) -> dict:
-    """A row of JSON, which knows no tuples, as it was."""
-    if "entities" in row:
-        row["entities"] = [Span(*span) for span in row["entities"]]
-        row["words"] = [tuple(word) for word in row["words"]]
-    return row
 
 
 def _there_and_back(paths: list[str], seed: int):

@@ -47,6 +47,14 @@ def parse(file: RawFile) -> tuple[list[dict], str]:
     return found, form
 
 
+def from_json(row: dict) -> dict:
+    """A record as it was before it was written as JSON, which knows no tuples."""
+    if "entities" in row:
+        row["entities"] = [Span(*span) for span in row["entities"]]
+        row["words"] = [tuple(word) for word in row["words"]]
+    return row
+
+
 def tagged_row(words: Sequence[str], spans: Sequence[Span], gap) -> dict:
     """A record from words.
 
