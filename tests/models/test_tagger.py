@@ -17,11 +17,24 @@ BATCH = {"token_ids": IDS, "padding_mask": MASK, "places": PLACES}
 
 def test_vectors_of_pairs_stand_at_both_of_their_tokens():
     layer = NgramEmbedding((2,), 64, 3, name="pairs")
-    found = check_layer(layer, {"token_ids": IDS, "padding_mask": MASK})
+    check_layer(layer, {"token_ids": IDS, "padding_mask": MASK})
+    layer.embeddings.assign(np.random.default_rng(0).normal(size=(64, 3)))
+    found = np.array(layer(IDS, MASK))
     ends, begins = found[..., :3], found[..., 3:]
     np.testing.assert_array_equal(begins[0, :3], ends[0, 1:])
     np.testing.assert_array_equal(ends[0, 2], ends[1, 1])  # 6 and 7 in both
     assert not begins[0, 3].any() and not begins[1, 1].any()
+
+
+def test_a_pair_is_left_out_as_a_whole():
+    layer = NgramEmbedding((2,), 64, 3, dropout=0.5)
+    layer.build(IDS.shape)
+    assert not np.any(layer.embeddings)  # what was never seen says nothing
+    layer.embeddings.assign(np.ones((64, 3)))
+    found = layer(np.tile(IDS[:1], (50, 1)), np.ones((50, 4)), training=True)
+    ends, begins = np.split(np.array(found), 2, axis=-1)
+    assert set(np.unique(ends.sum(-1))) == {0.0, 6.0}  # gone, or scaled up
+    np.testing.assert_array_equal(begins[:, :3], ends[:, 1:])
 
 
 @pytest.mark.parametrize("architecture", ["lstm", "transformer"])

@@ -146,28 +146,37 @@ class NgramEmbedding(keras.layers.Layer):
     """Vectors of the hashed n-grams that end at each token, and that begin there.
 
     What a character means is often told by the pair that it makes with a neighbour.
+    An n-gram that was never seen has the vector 0, and so has one that is left out:
+    training meets what many n-grams of another text will be.
 
     Args:
         orders: Lengths of the n-grams, 2 or more.
         buckets: Rows of the table; two n-grams in one bucket share a vector.
         size: Size of a vector.
+        dropout: Share of n-grams left out while training.
     """
 
-    def __init__(self, orders, buckets, size, **kwargs):
+    def __init__(self, orders, buckets, size, dropout=0.0, **kwargs):
         super().__init__(**kwargs)
         self.orders, self.buckets, self.size = tuple(orders), buckets, size
+        self.dropout = dropout
+        self.ngram_dropout = Dropout(
+            dropout, shared_axes=(-1,), dtype=self.dtype_policy, name="dropout"
+        )
 
     def build(self, *_):
         """Makes the table."""
         self.embeddings = self.add_weight(
-            name="embeddings", shape=(self.buckets, self.size), initializer="uniform"
+            name="embeddings", shape=(self.buckets, self.size), initializer="zeros"
         )
+        self.ngram_dropout.build((None, None, len(self.orders), self.size))
 
-    def call(self, token_ids, padding_mask):
+    def call(self, token_ids, padding_mask, training=False):
         """Returns `[batch, length, 2 * len(orders) * size]`, zeros where none is."""
         hashes, mask = hash_ngrams(token_ids, padding_mask, self.orders, self.buckets)
         vectors = ops.take(self.embeddings, hashes, axis=0)
         vectors = vectors * ops.cast(mask, vectors.dtype)[..., None]
+        vectors = self.ngram_dropout(vectors, training=training)
         parts = []
         for number, order in enumerate(self.orders):
             ends = vectors[:, :, number]
@@ -177,5 +186,5 @@ class NgramEmbedding(keras.layers.Layer):
 
     def get_config(self):
         """Returns the constructor's arguments."""
-        own = {name: getattr(self, name) for name in ("orders", "buckets", "size")}
-        return super().get_config() | own
+        names = ("orders", "buckets", "size", "dropout")
+        return super().get_config() | {name: getattr(self, name) for name in names}
