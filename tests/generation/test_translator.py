@@ -24,6 +24,7 @@ KINDS = {
     "rotary": {"position": "rotary", "norm": "rms_norm", "activation": "swiglu"},
     "t5": {**T5, "activation": "geglu_tanh", "head_size": 6, "tie_embeddings": False},
     "lstm": {"architecture": "lstm", "tie_embeddings": False},
+    "pointer": {"pointer": True},
     "additive": {
         "architecture": "lstm",
         "attention": "additive",
@@ -52,6 +53,8 @@ def translator(request, tokenizer):
     for weight in model.weights:  # more than what the last token was is to be heard
         if weight.path.endswith("kernel"):
             weight.assign(4 * weight)
+        if weight.path == "pointer/gate/bias":  # tokens are made, too
+            weight.assign(weight + 2)
     made = Translator(model, config, tokenizer)
     made.model = model
     return made

@@ -8,6 +8,7 @@ from keras import ops
 from tests.layer_checks import check_layer
 from tfllm.layers.attention import AttentionBias
 from tfllm.layers.next_token_loss import NextTokenLoss
+from tfllm.layers.pointer import Pointer, pointed_logits, pointed_losses
 from tfllm.layers.positions import distance_buckets
 from tfllm.layers.recurrent_block import RecurrentBlock
 from tfllm.layers.token_embedding import TokenEmbedding
@@ -28,6 +29,8 @@ KINDS = {
     "after": {"norm_first": False, "position": "learned", "max_length": 20},
     "t5": {**T5, "activation": "geglu_tanh", "scale_logits": True},
     "lstm": {"architecture": "lstm", "attention": "additive"},
+    "pointer": {"pointer": True},
+    "lstm pointer": {"architecture": "lstm", "pointer": True},
 }
 
 
@@ -50,12 +53,45 @@ def test_padding_and_future_change_nothing(kind):
     found = ops.convert_to_numpy(model(changed))
     np.testing.assert_allclose(found[:, :-1], plain[:, :-1], atol=1e-4)
     assert abs(found[:, -1] - plain[:, -1]).max() > 1e-3
-    shares = run_pairs(config, layers_of(model), arrays, shares=1)
+    shares, _ = run_pairs(config, layers_of(model), arrays, shares=1)
     assert shares.shape[2:] == (4, 5)
     np.testing.assert_allclose(ops.sum(shares, -1), 1.0, atol=1e-5)
     source = arrays["source_ids"], arrays["source_mask"]
     context = encode(config, layers_of(model), *source)
     assert len(keep(config, layers_of(model), context)) == config.decoder_layers
+
+
+def test_a_pointer_adds_up_what_the_source_holds():
+    source, mask = np.array([[5, 7, 5, 0]], "int32"), np.array([[1, 1, 1, 0]], "int32")
+    hidden, context = (RNG.normal(size=(1, n, 8)).astype("float32") for n in (2, 4))
+    layer = Pointer(8)
+    ways = layer(hidden, context, mask)
+    kept = layer(hidden, layer.keep(context), mask, kept=True)
+    np.testing.assert_array_equal(ways, kept)
+    again = Pointer.from_config(layer.get_config() | {"dtype": "mixed_bfloat16"})
+    low = again(hidden, context, mask)
+    again.set_weights(layer.get_weights())
+    low = again(hidden, context, mask)
+    assert low.dtype == "float32"
+    shares = np.exp(ways)
+    np.testing.assert_allclose(np.exp(low), shares, atol=0.02)
+    np.testing.assert_allclose(shares.sum(-1), 1.0, atol=1e-6)
+    assert not shares[..., 4].any()  # padding
+    logits = RNG.normal(size=(1, 2, 9)).astype("float32")
+    found = np.exp(pointed_logits(logits, ways, source))
+    plain = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    wanted = plain * shares[..., :1]
+    wanted[..., 5] += shares[..., 1] + shares[..., 3]
+    wanted[..., 7] += shares[..., 2]
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    # The loss of a given token is what these probabilities make of it.
+    targets = np.array([[5, 3]], "int32")
+    losses = ops.sparse_categorical_crossentropy(targets, logits, True)
+    told = pointed_losses(losses, ways, source, targets)
+    picked = -np.log(wanted[0, [0, 1], [5, 3]])
+    np.testing.assert_allclose(told[0], picked, rtol=1e-5)
+    with pytest.raises(ValueError, match="same"):
+        encoder_decoder(shape_of("tiny", 40, pointer=True, source_vocabulary_size=9))
 
 
 def test_layers():

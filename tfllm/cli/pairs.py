@@ -64,6 +64,7 @@ class PairFlags:
     model: str | None = flag(
         None, "go on from a T5 checkpoint or a run of one's own instead"
     )
+    pointer: bool | None = flag(None, "copies tokens of the source, too (summaries do)")
     separate_vocabularies: bool = flag(
         False, "tokens of its own for each side, not one vocabulary for both"
     )
@@ -116,7 +117,8 @@ def train_pairs(argv, about: str, recipe: str, sample: str, defaults: dict) -> i
     config = parse(Config, argv, about)
     refuse(config, "l2", "adversarial")
     shape = "architecture", "attention", "size", "post_norm", "separate_vocabularies"
-    refuse(config, *shape, *OWN, beside="model")
+    refuse(config, *shape, *OWN, "pointer", beside="model")
+    refuse(config, "pointer", beside="separate_vocabularies")
     name = config.model or f"{config.architecture}-{config.size}"
     run, config = open_run(recipe, config, name)
     if run.finished:
@@ -145,7 +147,12 @@ def train_pairs(argv, about: str, recipe: str, sample: str, defaults: dict) -> i
     epochs = min(60, max(10, EXAMPLES // max(1, len(rows)))) // copies
     chinese = language_of(targets) == "zh"
     chosen = DEFAULTS | {"epochs": epochs, "learning_rate": RATES[config.size]}
-    chosen |= {"bleu_tokenizer": "zh" if chinese else "13a"} | defaults
+    chosen |= {
+        "bleu_tokenizer": "zh" if chinese else "13a",
+        "pointer": False,
+    } | defaults
+    if start or config.separate_vocabularies:
+        chosen["pointer"] = False
     if start:  # a vocabulary that config.yaml named would be refused at a resume
         chosen |= {"learning_rate": PRETRAINED_RATE, "epochs": max(1, epochs // 5)}
         chosen |= {"tokenizer": None, "vocabulary_size": None}
@@ -177,6 +184,7 @@ def train_pairs(argv, about: str, recipe: str, sample: str, defaults: dict) -> i
             attention=config.attention,
             norm_first=not config.post_norm,
             max_length=max(config.max_length, config.max_target_length),
+            pointer=config.pointer,
             dropout=config.dropout,
         )
     task = TASKS[recipe](

@@ -58,7 +58,10 @@ class PairNetwork:
         """
         context = encode(self._config, self._layers, source_ids, source_mask)
         kept = keep(self._config, self._layers, context)
-        return source_mask, *(tensor for pair in kept for tensor in pair)
+        found = source_mask, *(tensor for pair in kept for tensor in pair)
+        if self._config.pointer:
+            found += source_ids, self._layers["pointer"].keep(context)
+        return found
 
     def empty(self, rows, capacity) -> Cache:
         """An empty cache for so many rows and slots."""
@@ -73,7 +76,7 @@ class PairNetwork:
         )
 
     def run(self, tokens, start, padding, capacity, caches, single: bool = False):
-        """See `Network.run`."""
+        """See `Network.run`; what is for `logits` may hold more than hidden states."""
         config, heads, size = self._config, self._config.num_heads, self._size
         rows, length = tf.shape(tokens)[0], 1 if single else tf.shape(tokens)[1]
         places, kept = start + tf.range(length), list(caches)
@@ -124,7 +127,7 @@ class PairNetwork:
             masks = tf.cast(mask, tf.int32), source_mask
             puts = [attention(i) for i in layers]
             hidden = self._step(tokens, positions, places, masks, puts, context)
-            return hidden, tuple(kept)
+            return self._told(hidden, length, source_mask, context), tuple(kept)
         hidden = run(
             config,
             self._layers,
@@ -136,7 +139,18 @@ class PairNetwork:
             places=places,
             caches=[(recurrence if config.recurrent else attention)(i) for i in layers],
         )
-        return tf.reshape(hidden, [-1, config.hidden_size]), tuple(kept)
+        hidden = tf.reshape(hidden, [-1, config.hidden_size])
+        return self._told(hidden, length, source_mask, context), tuple(kept)
+
+    def _told(self, hidden, length, source_mask, context):
+        """What `logits` takes: hidden states, and with a pointer its ways and tokens."""
+        if not self._config.pointer:
+            return hidden
+        *_, source_ids, key = context
+        each = tf.reshape(hidden, [-1, length, self._config.hidden_size])
+        ways = self._layers["pointer"](each, key, source_mask, kept=True)
+        ways = tf.reshape(ways, [-1, tf.shape(ways)[2]])
+        return hidden, ways, tf.repeat(source_ids, length, 0)
 
     def _step(self, tokens, positions, places, masks, puts, context):
         """`models.encoder_decoder.run` for one token a row, `[rows, hidden_size]`."""
@@ -196,13 +210,22 @@ class PairNetwork:
         inputs = {"source_ids": source_ids, "source_mask": source_mask}
         inputs |= {"token_ids": before, "padding_mask": tf.ones_like(before)}
         last = self._config.decoder_layers - 1
-        shares = run_pairs(self._config, self._layers, inputs, shares=last)
+        shares, _ = run_pairs(self._config, self._layers, inputs, shares=last)
         inside = source_mask * tf.pad(source_mask[:, 1:], [[0, 0], [0, 1]])
         first = tf.cast(inside * tf.cast(source_ids == unknown, tf.int32), tf.float32)
         inside = tf.cast(inside, tf.float32)[:, None]
         scores = tf.reduce_mean(shares, 1) * inside + first[:, None]
         return tf.argmax(scores, -1, output_type=tf.int32)
 
-    def logits(self, hidden):
-        """float32 `[rows, vocabulary_size]` from hidden states `[rows, hidden_size]`"""
-        return to_logits(self._layers, hidden)
+    def logits(self, told):
+        """float32 `[rows, vocabulary_size]` from what `run` gave for `[rows]` tokens"""
+        if not self._config.pointer:
+            return to_logits(self._layers, told)
+        hidden, ways, tokens = told
+        ways = tf.exp(ways)
+        made = tf.nn.softmax(to_logits(self._layers, hidden)) * ways[:, :1]
+        rows = tf.repeat(tf.range(tf.shape(tokens)[0])[:, None], tf.shape(tokens)[1], 1)
+        # Adds up what several places say of one token, as `pointed_logits` does.
+        places = tf.stack([rows, tokens], 2)
+        made = tf.tensor_scatter_nd_add(made, places, ways[:, 1:])
+        return tf.math.log(made + 1e-30)

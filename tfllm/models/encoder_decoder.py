@@ -14,6 +14,7 @@ import keras
 from tfllm.layers.attention import AttentionBias
 from tfllm.layers.dropout import Dropout
 from tfllm.layers.lstm_block import LSTMBlock
+from tfllm.layers.pointer import Pointer, pointed_logits
 from tfllm.layers.positions import (
     PositionEmbedding,
     RotaryPositions,
@@ -72,6 +73,8 @@ class EncoderDecoderConfig:
         scale_embeddings: Embeddings are multiplied by the root of `hidden_size`.
         scale_logits: Logits are divided by it (T5 before 1.1).
         tie_embeddings: The output matrix is the decoder's token embedding.
+        pointer: Tokens of the source may be copied, see `layers.pointer`; both sides
+            read the same tokens then.
         dropout: On embeddings and residual branches.
         attention_dropout: On attention shares.
     """
@@ -99,6 +102,7 @@ class EncoderDecoderConfig:
     scale_embeddings: bool = True
     scale_logits: bool = False
     tie_embeddings: bool = True
+    pointer: bool = False
     dropout: float = 0.1
     attention_dropout: float = 0.0
 
@@ -146,6 +150,8 @@ def make_layers(config: EncoderDecoderConfig, dtype=None) -> dict:
             f"position must be one of {', '.join(POSITIONS)}. "
             f"Received: position={config.position!r}"
         )
+    if config.pointer and config.source_vocabulary_size:
+        raise ValueError("A pointer copies tokens: both sides must read the same ones.")
     # Scaled up or not, an embedding begins with a length like that of a position.
     stddev = size**-0.5 if config.scale_embeddings else 1.0
     sides = {"token_embedding": config.vocabulary_size}
@@ -203,6 +209,8 @@ def make_layers(config: EncoderDecoderConfig, dtype=None) -> dict:
     elif config.position == "rotary":
         add(RotaryPositions, config.head_size or size // config.num_heads,
             name="positions")  # fmt: skip
+    if config.pointer:
+        add(Pointer, size, name="pointer")
     return made
 
 
@@ -309,11 +317,18 @@ def pair_inputs() -> dict[str, keras.KerasTensor]:
 def run_pairs(
     config: EncoderDecoderConfig, layers: Mapping, inputs: Mapping, **options
 ):
-    """`encode` and `run` on what `pair_inputs` names."""
+    """`encode` and `run` on what `pair_inputs` names.
+
+    Returns:
+        What `run` returns, and what a `Pointer` says of it, or None.
+    """
     source = inputs["source_ids"], inputs["source_mask"]
     context = encode(config, layers, *source)
     target = inputs["token_ids"], inputs["padding_mask"]
-    return run(config, layers, *target, context, source[1], **options)
+    found = run(config, layers, *target, context, source[1], **options)
+    if "pointer" not in layers or "shares" in options:
+        return found, None
+    return found, layers["pointer"](found, context, source[1])
 
 
 def encoder_decoder(config: EncoderDecoderConfig, dtype=None) -> keras.Model:
@@ -329,5 +344,8 @@ def encoder_decoder(config: EncoderDecoderConfig, dtype=None) -> keras.Model:
         vocabulary_size]` of each next token.
     """
     inputs, layers = pair_inputs(), make_layers(config, dtype)
-    logits = to_logits(layers, run_pairs(config, layers, inputs))
+    hidden, ways = run_pairs(config, layers, inputs)
+    logits = to_logits(layers, hidden)
+    if ways is not None:
+        logits = pointed_logits(logits, ways, inputs["source_ids"])
     return keras.Model(inputs, logits, name="encoder_decoder")

@@ -22,6 +22,7 @@ from tfllm.evaluation.text import (
 )
 from tfllm.generation.generator import Generation
 from tfllm.generation.translator import Translator
+from tfllm.layers.pointer import pointed_losses
 from tfllm.models.decoder import layers_of
 from tfllm.models.encoder_decoder import (
     EncoderDecoderConfig,
@@ -89,9 +90,12 @@ class SequenceToSequence(NextToken):
             losses of the targets in nats, float32 `[rows, length]`.
         """
         inputs, layers = pair_inputs(), make_layers(self.encoder_decoder, dtype)
-        hidden = run_pairs(self.encoder_decoder, layers, inputs)
+        hidden, ways = run_pairs(self.encoder_decoder, layers, inputs)
         embedding, smoothing = layers["token_embedding"], self.label_smoothing
         losses = with_losses(inputs, hidden, embedding, dtype, smoothing)
+        if ways is not None:
+            pair = inputs["source_ids"], inputs["targets"]
+            losses = pointed_losses(losses, ways, *pair)
         return keras.Model(inputs, losses, name=self.name)
 
     def pad_values(self) -> dict[str, int]:
@@ -234,7 +238,7 @@ class SequenceToSequence(NextToken):
             arrays[mask] = np.ones_like(arrays[of])
         config = self.encoder_decoder
         last = config.decoder_layers - 1
-        shares = run_pairs(config, layers_of(model), arrays, shares=last)
+        shares, _ = run_pairs(config, layers_of(model), arrays, shares=last)
         shares = ops.convert_to_numpy(shares)[0].mean(0)
         names = (
             [side.tokens[i] for i in row]
