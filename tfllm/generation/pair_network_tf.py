@@ -143,7 +143,7 @@ class PairNetwork:
         return self._told(hidden, length, source_mask, context), tuple(kept)
 
     def _told(self, hidden, length, source_mask, context):
-        """What `logits` takes: hidden states, and with a pointer its ways and tokens."""
+        """What `logits` takes: hidden states, and with a pointer what it says."""
         if not self._config.pointer:
             return hidden
         *_, source_ids, key = context
