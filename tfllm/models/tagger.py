@@ -24,7 +24,7 @@ from tfllm.models.encoder import EncoderConfig, encode, token_inputs
 # How `recipes/token_classification.py` trains when no flag says otherwise.
 USUAL = COMMON | {"max_length": 512, "batch_size": 16, "patience": 5}
 TRAINING = {
-    "lstm": {"learning_rate": 2e-3, "epochs": 20},
+    "lstm": {"learning_rate": 2e-3, "epochs": 10, "ema_decay": 0.998},
     "transformer": {"learning_rate": 1e-3, "epochs": 20},
     "encoder": {"learning_rate": 2e-4, "epochs": 10},
 }
@@ -40,14 +40,18 @@ class TaggerConfig(ClassifierConfig):
     Args:
         tags: Their names, see `evaluation.spans.tag_names`.
         crf: Whether transitions between tags are learned.
+        ngram_dropout: Share of n-grams left out while training: of another text's many
+            were never seen.
     """
 
     tags: list[str] = field(default_factory=list)
     crf: bool = True
+    ngram_dropout: float = 0.5
 
     shapes = SHAPES | {
         "lstm": SHAPES["lstm"]
-        | {"hidden_size": 192, "ngrams": 1, "ngram_buckets": 2**16},
+        | {"hidden_size": 192, "ngrams": 1, "ngram_buckets": 2**16}
+        | {"token_dropout": 0.3},
         "transformer": SHAPES["transformer"] | {"num_layers": 4},
     }
 
@@ -96,6 +100,7 @@ def _lstm(config, inputs, dtype):
             orders,
             config.ngram_buckets,
             config.embedding_size // 2,
+            config.ngram_dropout,
             dtype=dtype,
             name="ngram_embedding",
         )(inputs["token_ids"], inputs["padding_mask"])
