@@ -63,20 +63,23 @@ def test_padding_and_future_change_nothing(kind):
 
 def test_a_pointer_adds_up_what_the_source_holds():
     source, mask = np.array([[5, 7, 5, 0]], "int32"), np.array([[1, 1, 1, 0]], "int32")
-    hidden, context = (RNG.normal(size=(1, n, 8)).astype("float32") for n in (2, 4))
+    arrays = (RNG.normal(size=(1, n, 8)).astype("float32") for n in (2, 4))
+    table = RNG.normal(size=(9, 8)).astype("float32")
+    hidden, context, last, vectors = *arrays, table[[[3, 7]]], table[source]
     layer = Pointer(8)
-    ways = layer(hidden, context, mask)
-    kept = layer(hidden, layer.keep(context), mask, kept=True)
+    ways = layer(hidden, last, context, mask, vectors)
+    kept = layer(hidden, last, layer.keep(context, vectors), mask)
     np.testing.assert_array_equal(ways, kept)
     again = Pointer.from_config(layer.get_config() | {"dtype": "mixed_bfloat16"})
-    low = again(hidden, context, mask)
+    low = again(hidden, last, context, mask, vectors)
     again.set_weights(layer.get_weights())
-    low = again(hidden, context, mask)
+    low = again(hidden, last, context, mask, vectors)
     assert low.dtype == "float32"
     shares = np.exp(ways)
     np.testing.assert_allclose(np.exp(low), shares, atol=0.02)
     np.testing.assert_allclose(shares.sum(-1), 1.0, atol=1e-6)
     assert not shares[..., 4].any()  # padding
+    assert shares[0, 1, 1:].argmax() == 2  # behind the 7 that was told last
     logits = RNG.normal(size=(1, 2, 9)).astype("float32")
     found = np.exp(pointed_logits(logits, ways, source))
     plain = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)

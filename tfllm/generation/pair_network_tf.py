@@ -60,7 +60,8 @@ class PairNetwork:
         kept = keep(self._config, self._layers, context)
         found = source_mask, *(tensor for pair in kept for tensor in pair)
         if self._config.pointer:
-            found += source_ids, self._layers["pointer"].keep(context)
+            source = self._layers["token_embedding"](source_ids)
+            found += source_ids, self._layers["pointer"].keep(context, source)
         return found
 
     def empty(self, rows, capacity) -> Cache:
@@ -127,7 +128,7 @@ class PairNetwork:
             masks = tf.cast(mask, tf.int32), source_mask
             puts = [attention(i) for i in layers]
             hidden = self._step(tokens, positions, places, masks, puts, context)
-            return self._told(hidden, length, source_mask, context), tuple(kept)
+            return self._told(hidden, tokens, source_mask, context), tuple(kept)
         hidden = run(
             config,
             self._layers,
@@ -140,17 +141,18 @@ class PairNetwork:
             caches=[(recurrence if config.recurrent else attention)(i) for i in layers],
         )
         hidden = tf.reshape(hidden, [-1, config.hidden_size])
-        return self._told(hidden, length, source_mask, context), tuple(kept)
+        return self._told(hidden, tokens, source_mask, context), tuple(kept)
 
-    def _told(self, hidden, length, source_mask, context):
+    def _told(self, hidden, tokens, source_mask, context):
         """What `logits` takes: hidden states, and with a pointer what it says."""
         if not self._config.pointer:
             return hidden
         *_, source_ids, key = context
-        each = tf.reshape(hidden, [-1, length, self._config.hidden_size])
-        ways = self._layers["pointer"](each, key, source_mask, kept=True)
+        last = self._layers["token_embedding"](tf.maximum(tokens, 0))
+        each = tf.reshape(hidden, tf.shape(last))
+        ways = self._layers["pointer"](each, last, key, source_mask)
         ways = tf.reshape(ways, [-1, tf.shape(ways)[2]])
-        return hidden, ways, tf.repeat(source_ids, length, 0)
+        return hidden, ways, tf.repeat(source_ids, tf.shape(tokens)[1], 0)
 
     def _step(self, tokens, positions, places, masks, puts, context):
         """`models.encoder_decoder.run` for one token a row, `[rows, hidden_size]`."""

@@ -210,7 +210,9 @@ def make_layers(config: EncoderDecoderConfig, dtype=None) -> dict:
         add(RotaryPositions, config.head_size or size // config.num_heads,
             name="positions")  # fmt: skip
     if config.pointer:
-        add(Pointer, size, name="pointer")
+        add(
+            Pointer, size, size**0.5 if config.scale_embeddings else 1.0, name="pointer"
+        )
     return made
 
 
@@ -328,7 +330,9 @@ def run_pairs(
     found = run(config, layers, *target, context, source[1], **options)
     if "pointer" not in layers or "shares" in options:
         return found, None
-    return found, layers["pointer"](found, context, source[1])
+    embedding = layers["token_embedding"]
+    vectors, last = (embedding(side[0]) for side in (source, target))
+    return found, layers["pointer"](found, last, context, source[1], vectors)
 
 
 def encoder_decoder(config: EncoderDecoderConfig, dtype=None) -> keras.Model:
