@@ -149,6 +149,9 @@ class Network(tf.Module):
             bias = weights.get(f"{name}/bias")
             return x if bias is None else x + bias
 
+        alone = single and grouped == 1
+        product = batch_product if alone else tf.raw_ops.BatchMatMulV2
+
         def attend(query, keys, values, bias):
             if not self._xla:
                 shape = [rows * kv, capacity, size]
@@ -159,9 +162,10 @@ class Network(tf.Module):
                 query = tf.transpose(query, [0, 2, 1, 3, 4])
                 lines = [rows * kv, length * grouped, -1]
                 spread = [rows, kv, length, grouped, capacity]
-            scores = batch_product(tf.reshape(query, lines), keys, adj_y=True)
+            query = tf.reshape(query, lines)
+            scores = product(x=query, y=keys, adj_y=True)
             shares = softmax(tf.reshape(scores, spread) + bias)
-            mixed = batch_product(tf.reshape(shares, lines), values)
+            mixed = product(x=tf.reshape(shares, lines), y=values)
             if single:
                 return mixed
             mixed = tf.reshape(mixed, [rows, kv, length, grouped, size])
@@ -206,9 +210,9 @@ Cache = tuple[tf.Tensor, ...]
 
 
 def batch_product(x, y, adj_y: bool = False):
-    """`matmul` over batches, by an op that oneDNN does not take over.
+    """`BatchMatMulV2` for matrices `x` of one row, by an op that oneDNN does not take.
 
-    For one token a row oneDNN's takes two to five times as long (LOG.md).
+    Its own takes two to five times as long then; with more rows a seventh (LOG.md).
     """
     return tf.raw_ops.BatchMatMulV3(x=x, y=y, adj_y=adj_y, Tout=x.dtype)
 
