@@ -100,7 +100,8 @@ class Translator(Generator):
         rows = ended(self.source_tokenizer, texts)
         over = [max(0, len(row) - self.max_source) for row in rows]
         rows = cut(rows, self.max_source)
-        np.minimum(limits, self.config.max_length - 1, out=limits)
+        # As the export does: the last token is made and not read.
+        np.minimum(limits, self.config.max_length, out=limits)
         longest = max(map(len, rows), default=1)
         ids = np.zeros((2, len(rows), longest), "int32")
         for i, row in enumerate(rows):
