@@ -38,6 +38,7 @@ DEFAULTS = {
     "weight_decay": 0.0,
     "ema_decay": 0.998,
     "label_smoothing": 0.1,
+    "pointer": False,
 }
 
 
@@ -147,10 +148,7 @@ def train_pairs(argv, about: str, recipe: str, sample: str, defaults: dict) -> i
     epochs = min(60, max(10, EXAMPLES // max(1, len(rows)))) // copies
     chinese = language_of(targets) == "zh"
     chosen = DEFAULTS | {"epochs": epochs, "learning_rate": RATES[config.size]}
-    chosen |= {
-        "bleu_tokenizer": "zh" if chinese else "13a",
-        "pointer": False,
-    } | defaults
+    chosen |= {"bleu_tokenizer": "zh" if chinese else "13a"} | defaults
     if start or config.separate_vocabularies:
         chosen["pointer"] = False
     if start:  # a vocabulary that config.yaml named would be refused at a resume

@@ -67,7 +67,7 @@ class Beams(NamedTuple):
         fits = (over | last) & ~done[::width][:, None] & (tf.range(2 * width) < width)
         closed = tf.where(fits, values / new**penalty, LOW)
         both = tf.concat([finished, closed], 1)
-        finished, best = steady_top(both, width, 2.0**16)
+        finished, best = tf.math.top_k(both, width)
         texts = tf.reshape(tf.gather(history, tf.reshape(parents, [-1]), axis=1),
                            [slots, rows, 2 * width])  # fmt: skip
         here = tf.range(slots) == slot
@@ -76,16 +76,14 @@ class Beams(NamedTuple):
         answers = tf.gather(pool, tf.repeat(best[None], slots, 0), batch_dims=2)
 
         # The best that do not end go on.
-        values, places = steady_top(tf.where(over, LOW, values), width)
+        values, places = tf.math.top_k(tf.where(over, LOW, values), width)
         parents, tokens = (
             tf.reshape(tf.gather(x, places, batch_dims=1), [-1])
             for x in (parents, tokens)
         )
         # Log-probabilities only fall; the most that one could score is as long as can
         # be, or as short.
-        bound = tf.reduce_max(values, 1, True) / tf.maximum(
-            limit**penalty, new**penalty
-        )
+        bound = values[:, :1] / tf.maximum(limit**penalty, new**penalty)
         ended = tf.repeat((last | (bound <= finished[:, -1:]))[:, 0], width)
         return parents, tokens, done | ended, (values, finished, answers)
 
@@ -120,23 +118,6 @@ def likeliest(logits, before, width: int):
     beam, first = at // each, at % each * part
     found = tf.gather(parts, at, batch_dims=1)
     found += tf.gather(before, beam, batch_dims=1)[:, :, None]
-    # A single beam is the greedy way, whose ties nothing decides.
-    choose = tf.math.top_k if width == 1 else steady_top
-    values, index = choose(tf.reshape(found, [rows, -1]), count)
+    values, index = tf.math.top_k(tf.reshape(found, [rows, -1]), count)
     places = beam * size + first
     return values, tf.gather(places, index // part, batch_dims=1) + index % part
-
-
-def steady_top(values, count: int, grid: float = 2.0**12):
-    """`tf.math.top_k` that takes what differs by roundings for equal, the first first.
-
-    An answer that turns in circles has many cuts that are as likely as each other: a
-    server, which computes a batch of another size, must choose the same one.
-
-    Args:
-        values: float32 `[rows, n]`.
-        count: How many.
-        grid: What differs by less than the half of one part in so many is equal.
-    """
-    _, index = tf.math.top_k(tf.round(values * grid), count)
-    return tf.gather(values, index, batch_dims=1), index

@@ -50,8 +50,8 @@ class TaggerConfig(ClassifierConfig):
 
     shapes = SHAPES | {
         "lstm": SHAPES["lstm"]
-        | {"hidden_size": 192, "ngrams": 1, "ngram_buckets": 2**16}
-        | {"token_dropout": 0.3},
+        | {"hidden_size": 192, "token_dropout": 0.3}
+        | {"ngrams": 1, "ngram_buckets": 2**16},
         "transformer": SHAPES["transformer"] | {"num_layers": 4},
     }
 
