@@ -106,6 +106,18 @@ def test_every_example_once_an_epoch_in_few_static_shapes(lengths, options):
         assert plan.padding_share == pytest.approx(1 - real / positions)
 
 
+@pytest.mark.parametrize("packing", [False, True])
+def test_early_epochs_take_the_examples_behind(packing):
+    options = {"batch_size": 4, "max_length": 12, "packing": packing}
+    plan = BatchPlan([3, 9, 5, 12, 1, 7, 7], early_epochs=2, **options)
+    usual = BatchPlan([3, 9, 5, 12, 1, 7, 7], **options)
+    for step in range(4 * plan.steps_per_epoch):
+        (found,), (wanted,) = plan.step(step), usual.step(step)
+        early = 7 * (step // plan.steps_per_epoch < 2)
+        assert found.indices.tolist() == (wanted.indices + early).tolist()
+        assert found.rows.tolist() == wanted.rows.tolist()
+
+
 @given(LENGTHS, plans())
 @settings(max_examples=60, deadline=None)
 def test_packed_texts_do_not_overlap_and_seek_equals_replay(lengths, options):

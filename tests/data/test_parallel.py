@@ -91,3 +91,22 @@ def test_batches_are_cut_by_both_lengths():
             seen += 1
     assert seen == 300
     assert places < 1.5 * sum(map(len, sources + targets))
+
+
+def test_early_epochs_have_other_targets():
+    sources = [[5 + i] * n for i, n in enumerate((3, 9, 4, 6))]
+    targets = [[7, 7], [8], [9, 9, 9], [6]]
+    early = [source[: n + 1] for n, source in enumerate(sources)]
+    columns = ParallelColumns([{}] * 4, sources, targets, 2, (9, 5), early)
+    assert len(columns) == len(columns.lengths) == 4
+    plan = BatchPlan(columns.lengths, batch_size=2, max_length=9, early_epochs=1)
+    for step in range(2 * plan.steps_per_epoch):
+        (micro,) = plan.step(step)
+        batch = columns.gather(micro, {"token_ids": 0})
+        wanted = early if step < plan.steps_per_epoch else targets
+        for index, row in zip(micro.indices % 4, micro.rows, strict=True):
+            size = len(wanted[index])
+            assert batch["padding_mask"][row].sum() == size
+            assert batch["targets"][row, :size].tolist() == wanted[index]
+            size = len(sources[index])
+            assert batch["source_ids"][row, :size].tolist() == sources[index]

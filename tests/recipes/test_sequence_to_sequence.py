@@ -166,6 +166,24 @@ def test_summaries_stand_beside_the_lead_sentence(work, recipe):
     assert next(iter(results["test"]["metrics"])) == "rougeL"
 
 
+def test_first_sentences_come_before_summaries(work, recipe, capsys):
+    options = ["summarization", "--train_file", "news.jsonl", *FAST, *SHAPE]
+    options += ["--vocabulary_size", 300, "--beams", 1, "--batch_size", 16]
+    options += ["--no_export", "--epochs", 12, "--eval_steps", 12, "--output_dir"]
+    assert recipe(*options, "runs/leads") == 0
+    run = work / "runs/leads"
+    assert "lead_epochs: 2" in (run / "config.yaml").read_text()
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    losses = [row["loss"] for row in map(json.loads, lines) if "loss" in row]
+    assert all(np.isfinite(losses)) and losses[-1] < losses[0]
+    assert recipe(*options, "runs/no", "--lead_epochs", 12) == 2
+    assert "leaves none of 12 epochs" in capsys.readouterr().err
+    command = "translation", *FILES, *FAST, *SHAPE, "--lead_epochs", 1
+    assert recipe(*command, "--output_dir", "runs/no") == 2
+    assert "--lead_epochs is not for this recipe" in capsys.readouterr().err
+    assert not (work / "runs/no").exists()
+
+
 def test_a_t5_goes_on_with_sampled_words(work, recipe):
     config = shape_of("tiny", 300, **T5, hidden_size=16, num_layers=1, num_heads=2)
     texts = [text for pair in pairs(50, 3) for text in pair]

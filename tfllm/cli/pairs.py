@@ -9,6 +9,7 @@ from tfllm.cli.begin import encode_splits
 from tfllm.cli.finish import finish, show, train
 from tfllm.config import fill, flag, parse, refuse
 from tfllm.core.console import note, table
+from tfllm.core.errors import UserError
 from tfllm.core.quiet import load_tensorflow
 from tfllm.data.augmentation import AugmentFlags
 from tfllm.data.doctor import examine
@@ -26,6 +27,7 @@ PRETRAINED_RATE = 3e-4
 OWN = ("hidden_size", "num_layers", "num_heads", "position")
 LONGEST, ENOUGH = 256, 0.998  # tokens of a side; of rows that are not cut below it
 EXAMPLES = 1_200_000  # to learn from, in so many epochs, from 10 to 60
+LEADS = 6  # of so many epochs one is spent on first sentences
 EVALUATIONS = 15  # of a run, where no flag says how many
 DEFAULTS = {
     "tokenizer": "bpe",
@@ -66,6 +68,13 @@ class PairFlags:
         None, "go on from a T5 checkpoint or a run of one's own instead"
     )
     pointer: bool | None = flag(None, "copies tokens of the source, too (summaries do)")
+    lead_epochs: int | None = flag(
+        None,
+        "epochs at the start whose targets are the first sentences of the texts, of "
+        "which copying is learned (a sixth for summaries from scratch, none with "
+        "--max_steps)",
+        minimum=0,
+    )
     separate_vocabularies: bool = flag(
         False, "tokens of its own for each side, not one vocabulary for both"
     )
@@ -119,7 +128,9 @@ def train_pairs(argv, about: str, recipe: str, sample: str, defaults: dict) -> i
     refuse(config, "l2", "adversarial")
     shape = "architecture", "attention", "size", "post_norm", "separate_vocabularies"
     refuse(config, *shape, *OWN, "pointer", beside="model")
-    refuse(config, "pointer", beside="separate_vocabularies")
+    refuse(config, "pointer", "lead_epochs", beside="separate_vocabularies")
+    if recipe == "translation":
+        refuse(config, "lead_epochs")
     name = config.model or f"{config.architecture}-{config.size}"
     run, config = open_run(recipe, config, name)
     if run.finished:
@@ -149,8 +160,10 @@ def train_pairs(argv, about: str, recipe: str, sample: str, defaults: dict) -> i
     chinese = language_of(targets) == "zh"
     chosen = DEFAULTS | {"epochs": epochs, "learning_rate": RATES[config.size]}
     chosen |= {"bleu_tokenizer": "zh" if chinese else "13a"} | defaults
+    learned = recipe == "summarization" and not config.max_steps
+    chosen["lead_epochs"] = learned * (config.epochs or epochs) // LEADS
     if start or config.separate_vocabularies:
-        chosen["pointer"] = False
+        chosen |= {"pointer": False, "lead_epochs": 0}
     if start:  # a vocabulary that config.yaml named would be refused at a resume
         chosen |= {"learning_rate": PRETRAINED_RATE, "epochs": max(1, epochs // 5)}
         chosen |= {"tokenizer": None, "vocabulary_size": None}
@@ -165,6 +178,12 @@ def train_pairs(argv, about: str, recipe: str, sample: str, defaults: dict) -> i
         tokenizer = tokenizer or both[0]
         chosen[name] = length_limit(tokenizer, texts, most, True, ENOUGH)
     config = fill(config, chosen)
+    if config.lead_epochs >= config.epochs:
+        raise UserError(
+            f"--lead_epochs {config.lead_epochs} leaves none of {config.epochs} epochs "
+            "for the summaries",
+            fix="More --epochs, or fewer of these",
+        )
     note(
         f"{both[1] or both[0]}, max_length {config.max_length}, "
         f"max_target_length {config.max_target_length}"
@@ -192,7 +211,7 @@ def train_pairs(argv, about: str, recipe: str, sample: str, defaults: dict) -> i
         beams=config.beams,
         length_penalty=config.length_penalty,
     )
-    drawn = config.subword_dropout, copies, config.seed
+    drawn = config.subword_dropout, copies, config.seed, config.lead_epochs > 0
     changed = changed_rows(config, run, rows)
     columns, lengths = encode_splits(task, splits, changed, drawn)
     report = examine(splits, lengths=lengths, max_length=task.max_length)

@@ -59,6 +59,8 @@ class BatchPlan:
         parts: Micro-batches a step.
         pad_to_multiple: Padded lengths are multiples of it (or `max_length`).
         max_buckets: The most different shapes.
+        early_epochs: In so many epochs at the start, examples n + i take the places of
+            examples i.
 
     Attributes:
         steps_per_epoch: The same in every epoch.
@@ -80,6 +82,7 @@ class BatchPlan:
         parts: int = 1,
         pad_to_multiple: int = 8,
         max_buckets: int = 8,
+        early_epochs: int = 0,
     ):
         if (batch_size is None) == (tokens_per_batch is None):
             raise ValueError("give either batch_size or tokens_per_batch")
@@ -90,6 +93,7 @@ class BatchPlan:
         if not len(lengths):
             raise ValueError("there are no examples to batch")
         self.parts, self.seed, self.shuffle = parts, seed, shuffle
+        self._early = early_epochs
         self._size, self.packing = len(lengths), packing
         tokens = int(np.minimum(lengths, max_length).sum())
         # An empty text still takes a place, so that it has a row or a slot of its own.
@@ -158,6 +162,8 @@ class BatchPlan:
         else:
             order = np.arange(self._size)
         order = order[np.argsort(self._group[order], kind="stable")]
+        if epoch < self._early:
+            order += self._size
         packs = steps = None
         if self.packing:
             dealt = np.empty_like(order)

@@ -255,10 +255,12 @@ class ParallelColumns:
         targets: Ids of each target, its end included.
         start: The token before a target.
         most: The longest source and target, in tokens.
+        early: Ids of other targets of the same rows, as examples that follow.
     """
 
-    def __init__(self, rows, sources, targets, start: int, most: tuple[int, int]):
+    def __init__(self, rows, sources, targets, start: int, most, early=()):
         self.rows, self.most, self.max_length = rows, most, max(most)
+        targets = [*targets, *early]
         self.sides = (
             Columns({"source_ids": Ragged.from_lists(sources)}),
             Columns(
@@ -268,7 +270,8 @@ class ParallelColumns:
                 }
             ),
         )
-        sizes = np.stack([side.lengths for side in self.sides])
+        longest = self.sides[1].lengths.reshape(-1, len(rows)).max(0)
+        sizes = np.stack([self.sides[0].lengths, longest])
         ratios = np.quantile(sizes[0] / sizes[1], [0.02, 0.1, 0.25, 0.5, 0.75, 0.9])
         ratios = [*ratios, most[0] / most[1], 1.0]
         best = min(ratios, key=lambda ratio: self._keys(sizes, ratio)[1])
@@ -305,9 +308,13 @@ class ParallelColumns:
             `token_ids`, `padding_mask`, `targets` and float32 `target_weights` `[rows,
             length]`; `weight` float32 `[rows]`.
         """
+        places = micro.indices % max(1, len(self)), micro.indices
         source, batch = (
             side.gather(
-                micro._replace(length=self._width(micro.length, i, self.shares)),
+                micro._replace(
+                    indices=places[i],
+                    length=self._width(micro.length, i, self.shares),
+                ),
                 pad_values,
             )
             for i, side in enumerate(self.sides)

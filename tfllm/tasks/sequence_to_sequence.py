@@ -17,6 +17,7 @@ from tfllm.evaluation.text import (
     METRICS,
     TextSplit,
     examples_table,
+    lead_sentence,
     text_scores,
     write_text_report,
 )
@@ -104,7 +105,12 @@ class SequenceToSequence(NextToken):
         return {name: side.pad_id or 0 for name, side in sides.items()}
 
     def columns(
-        self, rows: Sequence[Mapping], dropout: float = 0.0, copies: int = 1, seed=0
+        self,
+        rows: Sequence[Mapping],
+        dropout: float = 0.0,
+        copies: int = 1,
+        seed=0,
+        leads: bool = False,
     ) -> tuple[ParallelColumns, np.ndarray]:
         """Encodes rows of `text` and `target`.
 
@@ -114,17 +120,21 @@ class SequenceToSequence(NextToken):
             copies: How often each row stands in the columns: once as it is, else with
                 dropout.
             seed: Of the dropout.
+            leads: Whether the first sentences of the texts follow as targets, too.
 
         Returns:
             Columns, and the longer side of each row in tokens before it is cut.
         """
         sides = [
-            (self.tokenizer, self.max_source, "text"),
-            (self.answers_in, self.max_target, "target"),
+            (self.tokenizer, self.max_source, "text", [row["text"] for row in rows]),
+            (self.answers_in, self.max_target, "target", [r["target"] for r in rows]),
         ]
+        if leads:
+            first = [lead_sentence(text) for text in sides[0][-1]]
+            sides.append((self.answers_in, self.max_target, "lead", first))
         ids, sizes = [], []
-        for tokenizer, most, name in sides:
-            texts, end = [row[name] for row in rows], [tokenizer.eos_id]
+        for tokenizer, most, name, texts in sides:
+            end = [tokenizer.eos_id]
             found = ended(tokenizer, texts)
             sizes.append([len(row) for row in found])
             for copy in range(1, copies):
@@ -133,8 +143,8 @@ class SequenceToSequence(NextToken):
             ids.append(cut(found, most))
         most = self.max_source, self.max_target
         start, rows = start_token(self.answers_in), [*rows] * copies
-        columns = ParallelColumns(rows, *ids, start, most)
-        return columns, np.max(sizes, axis=0)
+        columns = ParallelColumns(rows, *ids[:2], start, most, *ids[2:])
+        return columns, np.max(sizes[:2], axis=0)
 
     def translator(self, model: keras.Model) -> Translator:
         """What answers with a model."""

@@ -104,6 +104,7 @@ class Trainer:
             bucketing=config.bucketing,
             packing=config.packing,
             parts=parts,
+            early_epochs=getattr(config, "lead_epochs", 0),
         )
         epochs = self.plan.steps_per_epoch * config.epochs
         self.total_steps = min(epochs, config.max_steps or epochs)
