@@ -168,11 +168,15 @@ def test_summaries_stand_beside_the_lead_sentence(work, recipe):
 
 def test_first_sentences_come_before_summaries(work, recipe, capsys):
     options = ["summarization", "--train_file", "news.jsonl", *FAST, *SHAPE]
-    options += ["--vocabulary_size", 300, "--beams", 1, "--batch_size", 16]
-    options += ["--no_export", "--epochs", 12, "--eval_steps", 12, "--output_dir"]
+    options += ["--vocabulary_size", 300, "--beams", 2, "--batch_size", 16]
+    options += ["--export_name", "leads", "--epochs", 12, "--eval_steps", 12]
+    options += ["--output_dir"]
     assert recipe(*options, "runs/leads") == 0
     run = work / "runs/leads"
-    assert "lead_epochs: 2" in (run / "config.yaml").read_text()
+    config = (run / "config.yaml").read_text()
+    assert "lead_epochs: 2" in config and "frequency_penalty: 2.0" in config
+    check = ["check", "saved_models/leads", "--predictions"]
+    assert tfllm([*check, str(run / "eval/predictions.jsonl")]) == 0
     lines = (run / "metrics.jsonl").read_text().splitlines()
     losses = [row["loss"] for row in map(json.loads, lines) if "loss" in row]
     assert all(np.isfinite(losses)) and losses[-1] < losses[0]

@@ -27,6 +27,7 @@ PRETRAINED_RATE = 3e-4
 OWN = ("hidden_size", "num_layers", "num_heads", "position")
 LONGEST, ENOUGH = 256, 0.998  # tokens of a side; of rows that are not cut below it
 EXAMPLES = 1_200_000  # to learn from, in so many epochs, from 10 to 60
+SHORT, PENALTY = 32, 2.0  # summaries of at most so many tokens repeat none
 LEADS = 6  # of so many epochs one is spent on first sentences
 EVALUATIONS = 15  # of a run, where no flag says how many
 DEFAULTS = {
@@ -92,6 +93,12 @@ class PairFlags:
     )
     beams: int | None = flag(None, "of beam search; 1 for none", minimum=1)
     length_penalty: float = flag(1.0, "of beam search: more favours longer answers")
+    frequency_penalty: float | None = flag(
+        None,
+        "taken off a token's logit for each time that the answer has it (summaries of "
+        "few tokens: 2)",
+        minimum=0.0,
+    )
     bleu_tokenizer: str | None = flag(
         None, "sacreBLEU's; by language when absent", choices=TOKENIZERS
     )
@@ -178,6 +185,8 @@ def train_pairs(argv, about: str, recipe: str, sample: str, defaults: dict) -> i
         tokenizer = tokenizer or both[0]
         chosen[name] = length_limit(tokenizer, texts, most, True, ENOUGH)
     config = fill(config, chosen)
+    short = recipe == "summarization" and config.max_target_length <= SHORT
+    config = fill(config, {"frequency_penalty": short * PENALTY})
     if config.lead_epochs >= config.epochs:
         raise UserError(
             f"--lead_epochs {config.lead_epochs} leaves none of {config.epochs} epochs "
@@ -210,6 +219,7 @@ def train_pairs(argv, about: str, recipe: str, sample: str, defaults: dict) -> i
         tokenize=config.bleu_tokenizer,
         beams=config.beams,
         length_penalty=config.length_penalty,
+        frequency_penalty=config.frequency_penalty,
     )
     drawn = config.subword_dropout, copies, config.seed, config.lead_epochs > 0
     changed = changed_rows(config, run, rows)

@@ -182,10 +182,15 @@ class ServedTranslator(ServedGenerator):
         translator: What answers.
         max_new_tokens: Most tokens of an answer.
         beams: How `text` is answered; None takes the likeliest token each time.
+        frequency_penalty: Of these answers.
     """
 
     def __init__(
-        self, translator: Translator, max_new_tokens: int, beams: Beams | None = None
+        self,
+        translator: Translator,
+        max_new_tokens: int,
+        beams: Beams | None = None,
+        frequency_penalty: float = 0.0,
     ):
         defaults = {"max_new_tokens": max_new_tokens}
         super().__init__(translator, max_new_tokens + 2, max_new_tokens, defaults)
@@ -193,6 +198,7 @@ class ServedTranslator(ServedGenerator):
         if translator.source_tokenizer is not translator.tokenizer:
             self.sources = translator.source_tokenizer.graph()
         self._max_source, self._beams = translator.max_source, beams
+        self._penalty = frequency_penalty
         self._source_end = translator.source_tokenizer.eos_id
         self._end = translator.tokenizer.eos_id
         self._unknown = translator.source_tokenizer.unk_id
@@ -218,10 +224,12 @@ class ServedTranslator(ServedGenerator):
         space, beams = self._max_new, self._beams
         if beams is not None:
             limits = tf.repeat(limits, beams.width, 0)
+        settings = {"max_new_tokens": limits}
+        if self._penalty:
+            settings["frequency_penalty"] = tf.fill(tf.shape(limits), self._penalty)
         state = loop.start(self.network, prompts, space, False, context, beams)
         state = loop.advance(
-            *(self.network, state, {"max_new_tokens": limits}, self._ends, space),
-            beams=beams,
+            *(self.network, state, settings, self._ends, space), beams=beams
         )
         made = state.history if beams is None else state.beams[2][:, :, 0]
         made = tf.transpose(made)[:, 1:]

@@ -135,6 +135,7 @@ def export_translator(
     *,
     max_new_tokens: int,
     beams: Beams | None = None,
+    frequency_penalty: float = 0.0,
     samples: list[str],
     about: dict | None = None,
 ) -> Path:
@@ -148,15 +149,16 @@ def export_translator(
         directory: What TensorFlow Serving is pointed at.
         max_new_tokens: Most tokens of an answer.
         beams: How `serving_default` searches; None for the likeliest token each time.
+        frequency_penalty: Of its answers.
         samples: Texts whose answers are recorded.
         about: Told in the README.
     """
-    served = ServedTranslator(translator, max_new_tokens, beams)
+    served = ServedTranslator(translator, max_new_tokens, beams, frequency_penalty)
     signatures = _signatures(served)
     pair = {"text": TEXT, "target": TEXT}
     signatures.append(Signature("score_pair", served.score_pair, pair))
     drawn = _drawn(len(samples), max_new_tokens)
-    search = {"max_new_tokens": max_new_tokens}
+    search = {"max_new_tokens": max_new_tokens, "frequency_penalty": frequency_penalty}
     if beams:
         search |= {"beams": beams.width, "length_penalty": beams.length_penalty}
     plain = [answer.text for answer in translator.generate(samples, **search)]

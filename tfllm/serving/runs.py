@@ -54,6 +54,7 @@ def export_run(
             directory,
             max_new_tokens=task.max_target,
             beams=Beams(task.beams, task.length_penalty) if task.beams > 1 else None,
+            frequency_penalty=task.frequency_penalty,
             samples=[row["text"] for row in rows[:4]],
             about={"task": task.name, "run": str(run.path), "test": results["test"]},
         )

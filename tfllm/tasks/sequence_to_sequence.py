@@ -55,6 +55,7 @@ class SequenceToSequence(NextToken):
         tokenize: How sacreBLEU cuts texts.
         beams: Of beam search; 1 takes the likeliest token each time.
         length_penalty: See `generation.beam_tf.Beams`.
+        frequency_penalty: See `Generator.generate`.
     """
 
     tokenizer: Tokenizer
@@ -66,6 +67,7 @@ class SequenceToSequence(NextToken):
     tokenize: str = "13a"
     beams: int = 4
     length_penalty: float = 1.0
+    frequency_penalty: float = 0.0
 
     shape = "encoder_decoder"
     maximize = True
@@ -160,8 +162,10 @@ class SequenceToSequence(NextToken):
         self, model: keras.Model, texts: Sequence[str], **settings
     ) -> list[Generation]:
         """Answers to texts, by beam search unless `settings` say otherwise."""
-        beams = {"beams": self.beams, "length_penalty": self.length_penalty}
-        settings = {"max_new_tokens": self.max_target} | beams | settings
+        own = {"max_new_tokens": self.max_target, "beams": self.beams}
+        for name in ("length_penalty", "frequency_penalty"):
+            own[name] = getattr(self, name)
+        settings = own | settings
         translator, made = self.translator(model), [None] * len(texts)
         if settings["beams"] == 1:
             settings["log_probabilities"] = True
