@@ -18,7 +18,7 @@ from tfllm.core.errors import run_main
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the recipe; returns the exit status."""
-    defaults = {"dropout": 0.2, "beams": 4, "pointer": True}
+    defaults = {"dropout": 0.1, "beams": 4, "pointer": True}
     return train_pairs(argv, __doc__, "summarization", "docstrings", defaults)
 
 

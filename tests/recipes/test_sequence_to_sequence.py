@@ -174,7 +174,8 @@ def test_first_sentences_come_before_summaries(work, recipe, capsys):
     assert recipe(*options, "runs/leads") == 0
     run = work / "runs/leads"
     config = (run / "config.yaml").read_text()
-    assert "lead_epochs: 2" in config and "frequency_penalty: 2.0" in config
+    assert "lead_epochs: 3" in config and "frequency_penalty: 2.0" in config
+    assert "tokenizer: words" in config
     check = ["check", "saved_models/leads", "--predictions"]
     assert tfllm([*check, str(run / "eval/predictions.jsonl")]) == 0
     lines = (run / "metrics.jsonl").read_text().splitlines()

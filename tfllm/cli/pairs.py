@@ -28,7 +28,9 @@ OWN = ("hidden_size", "num_layers", "num_heads", "position")
 LONGEST, ENOUGH = 256, 0.998  # tokens of a side; of rows that are not cut below it
 EXAMPLES = 1_200_000  # to learn from, in so many epochs, from 10 to 60
 SHORT, PENALTY = 32, 2.0  # summaries of at most so many tokens repeat none
-LEADS = 6  # of so many epochs one is spent on first sentences
+LEADS = 4  # of so many epochs one is spent on first sentences
+FEW = 20_000  # pairs that teach no pieces of words, and are soon known by heart
+WHOLE = {"tokenizer": "words", "vocabulary_size": 30_000, "epochs": 24}
 EVALUATIONS = 15  # of a run, where no flag says how many
 DEFAULTS = {
     "tokenizer": "bpe",
@@ -42,6 +44,7 @@ DEFAULTS = {
     "ema_decay": 0.998,
     "label_smoothing": 0.1,
     "pointer": False,
+    "lead_epochs": 0,
 }
 
 
@@ -72,7 +75,7 @@ class PairFlags:
     lead_epochs: int | None = flag(
         None,
         "epochs at the start whose targets are the first sentences of the texts, of "
-        "which copying is learned (a sixth for summaries from scratch, none with "
+        "which copying is learned (a quarter for summaries from scratch, none with "
         "--max_steps)",
         minimum=0,
     )
@@ -167,10 +170,14 @@ def train_pairs(argv, about: str, recipe: str, sample: str, defaults: dict) -> i
     chinese = language_of(targets) == "zh"
     chosen = DEFAULTS | {"epochs": epochs, "learning_rate": RATES[config.size]}
     chosen |= {"bleu_tokenizer": "zh" if chinese else "13a"} | defaults
-    learned = recipe == "summarization" and not config.max_steps
-    chosen["lead_epochs"] = learned * (config.epochs or epochs) // LEADS
+    summaries = recipe == "summarization"
+    few = summaries and len(rows) < FEW and not chinese
+    if few and config.tokenizer in (None, "words"):
+        chosen |= WHOLE | {"epochs": min(epochs, WHOLE["epochs"])}
     if start or config.separate_vocabularies:
-        chosen |= {"pointer": False, "lead_epochs": 0}
+        chosen["pointer"] = False
+    elif summaries and not config.max_steps:
+        chosen["lead_epochs"] = (config.epochs or chosen["epochs"]) // LEADS
     if start:  # a vocabulary that config.yaml named would be refused at a resume
         chosen |= {"learning_rate": PRETRAINED_RATE, "epochs": max(1, epochs // 5)}
         chosen |= {"tokenizer": None, "vocabulary_size": None}
@@ -185,7 +192,7 @@ def train_pairs(argv, about: str, recipe: str, sample: str, defaults: dict) -> i
         tokenizer = tokenizer or both[0]
         chosen[name] = length_limit(tokenizer, texts, most, True, ENOUGH)
     config = fill(config, chosen)
-    short = recipe == "summarization" and config.max_target_length <= SHORT
+    short = summaries and config.max_target_length <= SHORT
     config = fill(config, {"frequency_penalty": short * PENALTY})
     if config.lead_epochs >= config.epochs:
         raise UserError(
