@@ -176,7 +176,7 @@ def train_pairs(argv, about: str, recipe: str, sample: str, defaults: dict) -> i
         chosen |= WHOLE | {"epochs": min(epochs, WHOLE["epochs"])}
     if start or config.separate_vocabularies:
         chosen["pointer"] = False
-    elif summaries and not config.max_steps:
+    elif summaries and not (config.max_steps or run.resumed):
         chosen["lead_epochs"] = (config.epochs or chosen["epochs"]) // LEADS
     if start:  # a vocabulary that config.yaml named would be refused at a resume
         chosen |= {"learning_rate": PRETRAINED_RATE, "epochs": max(1, epochs // 5)}
