@@ -139,7 +139,8 @@ def train_pairs(argv, about: str, recipe: str, sample: str, defaults: dict) -> i
     shape = "architecture", "attention", "size", "post_norm", "separate_vocabularies"
     refuse(config, *shape, *OWN, "pointer", beside="model")
     refuse(config, "pointer", "lead_epochs", beside="separate_vocabularies")
-    if recipe == "translation":
+    summaries = recipe == "summarization"
+    if not summaries:
         refuse(config, "lead_epochs")
     name = config.model or f"{config.architecture}-{config.size}"
     run, config = open_run(recipe, config, name)
@@ -170,7 +171,6 @@ def train_pairs(argv, about: str, recipe: str, sample: str, defaults: dict) -> i
     chinese = language_of(targets) == "zh"
     chosen = DEFAULTS | {"epochs": epochs, "learning_rate": RATES[config.size]}
     chosen |= {"bleu_tokenizer": "zh" if chinese else "13a"} | defaults
-    summaries = recipe == "summarization"
     few = summaries and len(rows) < FEW and not chinese
     if few and config.tokenizer in (None, "words"):
         chosen |= WHOLE | {"epochs": min(epochs, WHOLE["epochs"])}

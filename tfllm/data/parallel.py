@@ -308,7 +308,7 @@ class ParallelColumns:
             `token_ids`, `padding_mask`, `targets` and float32 `target_weights` `[rows,
             length]`; `weight` float32 `[rows]`.
         """
-        places = micro.indices % max(1, len(self)), micro.indices
+        places = micro.indices % len(self), micro.indices
         source, batch = (
             side.gather(
                 micro._replace(

@@ -162,9 +162,12 @@ class SequenceToSequence(NextToken):
         self, model: keras.Model, texts: Sequence[str], **settings
     ) -> list[Generation]:
         """Answers to texts, by beam search unless `settings` say otherwise."""
-        own = {"max_new_tokens": self.max_target, "beams": self.beams}
-        for name in ("length_penalty", "frequency_penalty"):
-            own[name] = getattr(self, name)
+        own = {
+            "max_new_tokens": self.max_target,
+            "beams": self.beams,
+            "length_penalty": self.length_penalty,
+            "frequency_penalty": self.frequency_penalty,
+        }
         settings = own | settings
         translator, made = self.translator(model), [None] * len(texts)
         if settings["beams"] == 1:
