@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from rouge_score.rouge_scorer import RougeScorer
 from safetensors.numpy import load_file
 
 from tests.recipes.kills import assert_kills_change_nothing
@@ -127,6 +128,12 @@ def test_a_chat_is_learned_and_held(chat, monkeypatch, capsys):
     results = json.loads((chat / "eval/results.json").read_text())
     before, after = (results[k]["metrics"]["loss"] for k in ("baseline", "test"))
     assert after < 0.7 * before
+    lines = (chat / "eval/predictions.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    scorer = RougeScorer(["rougeL"])
+    found = [scorer.score(r["target"], r["prediction"])["rougeL"][2] for r in rows]
+    answered = np.mean(found), results["test"]["metrics"]["rougeL"]
+    assert answered[1] == pytest.approx(answered[0], abs=1e-6) and answered[0] > 0.5
     assert "<|im_start|>" in (chat / "tokenizer/chat_template.jinja").read_text()
     monkeypatch.setattr("sys.stdin", io.StringIO("say 3\n/exit\n"))
     assert tfllm(["chat", str(chat), "--temperature", "0"]) == 0

@@ -9,12 +9,14 @@ from typing import Any
 import keras
 import numpy as np
 
+from tfllm.evaluation.intervals import row_intervals
 from tfllm.evaluation.report import (
     markdown_cell,
     markdown_table,
     results_table,
     write_evaluation,
 )
+from tfllm.evaluation.text import text_scores
 from tfllm.generation.generator import Generator
 from tfllm.layers.lora import add_adapters
 from tfllm.models.decoder import DecoderConfig, make_layers, run
@@ -25,7 +27,7 @@ from tfllm.text import Tokenizer
 
 SAMPLES, SHOWN, PREDICTIONS = 6, 20, 96  # answers in TensorBoard, report, file
 TOGETHER = 16  # answers made at a time
-LONGEST_ANSWER = 64  # tokens
+SHORT_ANSWER, LONGEST_ANSWER = 64, 256  # tokens: of a sample, and of one that is scored
 
 
 @dataclass
@@ -52,6 +54,8 @@ class CausalLM(NextToken):
     rendered = False
     """Whether a prompt may hold special tokens, as one of a chat template does."""
     about = "Text that training has not seen; perplexity and loss are those of a token."
+    answer_metrics = ()
+    """Metrics by which answers are scored against what followed."""
 
     def __post_init__(self):
         self._generator = None
@@ -100,8 +104,10 @@ class CausalLM(NextToken):
 
         return Verdict(metrics, texts=texts)
 
-    def answers(self, model, columns: Any, count: int, **settings) -> list[dict]:
-        """How the model goes on with prompts of held-out rows.
+    def answers(
+        self, model, columns: Any, count: int, longest=SHORT_ANSWER, **settings
+    ) -> list[dict]:
+        """How the model goes on with prompts of held-out rows, by `longest` tokens.
 
         Returns:
             Dicts of `text`, the prompt; `target`, what followed; `prediction`; `score`,
@@ -117,7 +123,7 @@ class CausalLM(NextToken):
         for start in range(0, len(rows), TOGETHER):
             made += self._generator.generate(
                 [row["text"] for row in rows[start : start + TOGETHER]],
-                max_new_tokens=min(LONGEST_ANSWER, self.max_length // 2),
+                max_new_tokens=min(longest, self.max_length // 2),
                 log_probabilities=True,
                 truncate=True,
                 parse_special=self.rendered,
@@ -161,10 +167,22 @@ def write_report(
     if start is not None:
         results["baseline"] = {"name": "before training"} | task.measure(start, test)
     results["validation"] = task.measure(model, validation)
-    rows = task.answers(model, test, PREDICTIONS)
+    scored = task.answer_metrics
+    longest = LONGEST_ANSWER if scored else SHORT_ANSWER
+    rows = task.answers(model, test, PREDICTIONS, longest)
+    about = f"{len(test):,} rows. {task.about}"
+    if scored:
+        columns = ([row[name] for row in rows] for name in ("target", "prediction"))
+        found = row_intervals(text_scores(scored, *columns), len(rows), samples=500)
+        for part, numbers in zip(("metrics", "intervals"), found, strict=True):
+            results["test"][part] |= numbers
+        about += (
+            f" {', '.join(scored)}: the likeliest answers, of at most {longest} "
+            f"tokens, to the first {len(rows)} rows."
+        )
     parts = [
         "# Evaluation",
-        f"{len(test):,} rows. {task.about}",
+        about,
         markdown_table(*results_table(results)),
         "Intervals are bootstrap percentiles over the rows.",
         "## What the model writes (the likeliest token each time)",

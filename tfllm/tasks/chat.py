@@ -19,3 +19,4 @@ class Chat(CausalLM):
     packs = True
     rendered = True
     about = "Held-out conversations; perplexity and loss are those of a learned token."
+    answer_metrics = ("rougeL", "chrf", "exact_match")
