@@ -24,7 +24,7 @@ from tfllm.models.encoder import EncoderConfig, encode, token_inputs
 # How `recipes/token_classification.py` trains when no flag says otherwise.
 USUAL = COMMON | {"max_length": 512, "batch_size": 16, "patience": 5}
 TRAINING = {
-    "lstm": {"learning_rate": 2e-3, "epochs": 10, "ema_decay": 0.998},
+    "lstm": {"learning_rate": 2e-3, "batch_size": 8, "epochs": 10, "ema_decay": 0.998},
     "transformer": {"learning_rate": 1e-3, "epochs": 20},
     "encoder": {"learning_rate": 2e-4, "epochs": 10},
 }
