@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
     questions = {file: read_questions(file) for file in config.question_file}
 
     # 1. The text, its words, and ids of them on the disk.
-    documents = load_documents(config, "peoples_daily")
+    documents = load_documents(config, "peoples_daily", whole=True)
     sources = [file for part in documents.values() for file in part.sources()]
     files = list({file["path"]: file for file in sources}.values())
     if run.resumed:

@@ -22,6 +22,7 @@ from tfllm.data.corpus import (
 from tfllm.data.pipeline import batches
 from tfllm.data.samples import articles
 from tfllm.data.sentence_pairs import make_pairs
+from tfllm.data.stream import encode_stream
 from tfllm.text import Tokenizer
 
 WORDS = [f"w{letter}{other}" for letter in "abcdefghij" for other in "klmnop"]
@@ -114,6 +115,18 @@ def test_documents_of_text_gzip_and_json(tmp_path):
     found = list(read_documents(files[1]))
     assert len(found) == 200 and found[0] == "Row 0.\n\nMore."
     assert find_files([str(tmp_path / "*.jsonl"), str(files[1])]) == [files[1]]
+
+
+def test_one_document_cannot_be_split(tmp_path, tokenizer):
+    (tmp_path / "one.txt").write_text("One line.\nAnd another one.\n")
+    flags = CorpusFlags([str(tmp_path / "one.txt")])
+    found = load_documents(flags, "")
+    assert sum(len(list(part)) for part in found.values()) == 1
+    empty = next(part for part in found.values() if not list(part))
+    for encode in (encode_corpus, encode_stream):
+        with pytest.raises(UserError, match="no text left") as told:
+            encode(empty, tokenizer)
+        assert "an empty line after each" in str(told.value)
 
 
 @pytest.mark.parametrize(

@@ -414,12 +414,20 @@ def encode_corpus(
             writer.append("documents", count + np.cumsum(sizes[sizes > 0]))
             tokens, count = tokens + len(ids), count + int(sizes.sum())
         if not tokens:
-            where = documents.files[0] if documents.files else None
-            raise UserError("there is no text", where, "Give more documents")
+            raise no_text(documents)
 
     found = cached_arrays(key, write)
     return Corpus(found["token_ids"], found.get("word_starts"), found["sentences"],
                   found["documents"], key)  # fmt: skip
+
+
+def no_text(documents: Documents) -> UserError:
+    """What is wrong with documents without a token."""
+    what, fix = "there is no text", "Give more documents"
+    if documents.low > 0 or documents.high < 1:
+        what += " left for each of train, validation and test"
+        fix += ", an empty line after each, or a --validation_file and a --test_file"
+    return UserError(what, documents.files[0] if documents.files else None, fix)
 
 
 def _with_word_starts(

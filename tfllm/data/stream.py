@@ -16,7 +16,7 @@ from tfllm.core.errors import UserError
 from tfllm.data.batching import Micro
 from tfllm.data.cache import ArrayWriter, cached_arrays
 from tfllm.data.columns import spans
-from tfllm.data.corpus import BLOCK, MOST_UNKNOWN, Documents, pieces
+from tfllm.data.corpus import BLOCK, MOST_UNKNOWN, Documents, no_text, pieces
 from tfllm.data.order import shuffled_index
 from tfllm.text import Tokenizer
 
@@ -66,8 +66,7 @@ def encode_stream(documents: Documents, tokenizer: Tokenizer) -> Stream:
             counts += len(texts), size, ids.count(tokenizer.unk_id)
             writer.append("token_ids", np.array(ids, dtype))
         if not counts[0]:
-            where = documents.files[0] if documents.files else None
-            raise UserError("there is no text", where, "Give more documents")
+            raise no_text(documents)
         writer.append("counts", counts)
 
     found = cached_arrays(key, write)
