@@ -96,7 +96,7 @@ def main(argv: list[str] | None = None) -> int:
         if start and not config.from_scratch:
             start.fill(model, [task.name])
 
-    data = columns["train"], columns["validation"]
+    data = columns["train"], columns.get("validation")
     trainer = Trainer(task, config, run, *data, prepare)
     best = train(trainer, files, report)
     if not best:

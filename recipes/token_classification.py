@@ -55,7 +55,10 @@ def main(argv: list[str] | None = None) -> int:
     if run.resumed:
         run.check_data(files)
     rows = splits["train"].rows
-    types = entity_types(rows)
+    types = entity_types(splits["train"])
+    for name in ("validation", "test"):
+        if getattr(config, f"{name}_file"):
+            entity_types(splits[name], name)
     texts = [row["text"] for row in rows]
     language = language_of(texts)
 

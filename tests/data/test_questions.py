@@ -60,8 +60,12 @@ def test_other_forms_of_the_same(tmp_path):
 @pytest.mark.parametrize(
     ("question", "words"),
     [
-        (asked([ROME | {"answer_start": 3}]), "'Rome' does not stand at character 3"),
-        (asked([ROME | {"answer_start": "3"}]), "does not stand"),
+        (asked([{"text": "Oslo", "answer_start": 3}]), "'Oslo' does not stand"),
+        (asked([ROME | {"answer_start": "3"}]), "no number of a character"),
+        (asked([ROME | {"answer_start": -5}]), "no number of a character"),
+        (asked([{"text": "\ud800", "answer_start": -1}]), "an answer is not Unicode"),
+        (asked({"text": ["a", "b"], "answer_start": [0]}.items()), "without text"),
+        (asked(is_impossible="false"), "neither true nor false"),
         (asked([{"text": " ", "answer_start": 0}]), "an answer without text"),
         (asked([5]), "an answer without text"),
         (asked(question=""), "there is no question"),
@@ -78,6 +82,20 @@ def test_bad_questions_are_told_by_file_and_id(question, words, tmp_path):
     assert why.startswith("question 'q1': ")
     with pytest.raises(UserError, match="10 of 19 rows cannot be used"):
         written(tmp_path / "b.json", squad(*good, *[question] * 10))
+
+
+def test_answers_are_found_near_where_they_should_stand(tmp_path):
+    context = "Rome, Rome and Rome"
+    near = [{"text": "Rome", "answer_start": start} for start in (1, 5, 12, 18)]
+    (row,) = written(tmp_path / "a.json", squad(asked(near), context=context)).rows
+    assert [start for start, _ in row["answers"]] == [0, 6, 15, 15]
+    flat = {"question": "?", "context": context}
+    flat["answers"] = {"text": "Rome", "answer_start": 6}
+    (row,) = written(tmp_path / "b.json", [flat]).rows
+    assert row["answers"] == [(6, "Rome")]
+    flat["answers"] = {"text": ["Rome", "and"], "answer_start": [6]}
+    with pytest.raises(UserError, match="as many answers as places"):
+        written(tmp_path / "b.json", [flat])
 
 
 @pytest.mark.parametrize("content", ["a\tb\n", "[1, 2]", '{"data": []}', "{}"])

@@ -116,6 +116,24 @@ def test_a_tag_a_word_is_a_span_a_word(tmp_path):
     assert told(read(path, parse=parse))[0] == [("DT", "the"), ("NN", "cat")]
 
 
+def test_types_without_letters_are_spans_as_long_as_they_go(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("John PER\nSmith PER\nwent O\nto O\nOslo LOC\n")
+    records = read(path, parse=parse)
+    assert told(records)[0] == [("PER", "John Smith"), ("LOC", "Oslo")]
+    assert records.format.endswith("IO")
+
+
+def test_intents_of_any_kind_are_names(tmp_path):
+    path = tmp_path / "a.jsonl"
+    row = {"tokens": ["a"], "tags": ["B-X"]}
+    lines = [json.dumps(row | {"intent": intent}) for intent in [0, "x"] * 5]
+    path.write_text("\n".join([*lines, json.dumps(row | {"intent": ["x"]})]))
+    records = read(path, parse=parse)
+    assert [row["intent"] for row in records.rows[:2]] == ["0", "x"]
+    assert [bad[1:] for bad in records.bad] == [(11, "the intent is no text")]
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -125,7 +143,12 @@ def test_a_tag_a_word_is_a_span_a_word(tmp_path):
         ("just\nwords", "not a word and its tag"),
         ('{"text": "a", "label": "b"}', "no list 'tags'"),
         ('{"tokens": ["a"], "tags": ["O", "O"]}', "a.txt:1: 1 tokens but 2 tags"),
-        ('{"tokens": ["a"], "tags": [3]}', "a token or tag is no text"),
+        ('{"tokens": ["a"], "tags": [3]}', "a.txt:1: the tags are numbers"),
+        ('{"tokens": ["a", "b"], "tags": [3, "O"]}', "a token or tag is no text"),
+        ('{"tokens": ["a"], "tags": ["O"]}\n' + "[1]\n" * 6, "no JSON object"),
+        ('{"tokens": ["a"], "tags": ["B-\\ud800"]}', "half a surrogate"),
+        ("a B-X\nb O\n\nc O\nd 0", "a.txt:4: the tag '0' of word 2 is none of"),
+        ("-DOCSTART- O\n\n-DOCSTART- O", "not a word and its tag"),
         ('{"tokens": ["\\ud800"], "tags": ["O"]}', "half a surrogate"),
         ("", "empty"),
     ],

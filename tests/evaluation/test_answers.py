@@ -105,6 +105,20 @@ def test_report_and_intervals(tmp_path):
     assert "| 0.67 | c? | Oslo | in Oslo |" in (tmp_path / "eval/report.md").read_text()
 
 
+def test_intervals_are_of_the_rows_that_a_metric_speaks_of():
+    told = {"text": "in Oslo", "start": 0, "end": 7, "score": 0.5}
+    nothing = {"text": "", "start": -1, "end": -1, "score": 0.5}
+    rows = {"questions": ["c?"] * 9, "contexts": ["in Oslo"] * 9, "cut": [0] * 9}
+    rows |= {"candidates": [[told]] * 9, "ids": [None] * 9}
+    rows |= {"answers": [["Oslo"]] * 8 + [[]], "predictions": [told] * 8 + [nothing]}
+    block = measure(split(**rows))
+    assert block["intervals"]["answerable_exact_match"] == [0, 0]
+    assert block["intervals"]["no_answer_accuracy"] == [1, 1]
+    rows |= {"answers": [[]] * 9}
+    metrics = measure(split(**rows))["metrics"]
+    assert set(metrics) == {"f1", "exact_match", "no_answer_accuracy"}
+
+
 def test_without_open_questions_nothing_is_told_of_them():
     kept = split().take([0, 2])
     assert set(measure(kept)["metrics"]) == {"f1", "exact_match"}

@@ -232,7 +232,7 @@ def broken(content):
     content = json.loads(json.dumps(content))
     for paragraph in content["data"][0]["paragraphs"]:
         for one in paragraph["qas"]:
-            one["answers"][0]["answer_start"] += 1
+            one["answers"][0]["text"] += " not there"
     return content
 
 

@@ -217,8 +217,11 @@ def test_dry_run_writes_nothing(work, recipe, capsys):
     ("content", "words"),
     [
         ("a O\nb\nc O\nd B-X", "bad.txt:2"),
-        ("a O\nb O\n" * 20, "no row of the training data has an entity"),
-        ("text\tlabel\n" * 3, "entity"),
+        (
+            "".join(f"a{i} O\nb O\n\n" for i in range(20)),
+            "no row of train has an entity",
+        ),
+        ("text\tlabel\n" * 3, "nothing is left to train on"),
         ("", "empty"),
     ],
 )
@@ -235,6 +238,14 @@ def test_broken_data_stop_a_run(content, words, work, recipe, capsys):
     assert recipe("token_classification", *options) == 2
     errors = capsys.readouterr().err
     assert words in errors and "Traceback" not in errors
+    assert not (work / "b").exists()
+
+
+def test_test_rows_without_entities_stop_a_run_before_training(work, recipe, capsys):
+    (work / "plain.txt").write_text("a O\nb O\n\n" * 9)
+    options = [*files(), "--test_file", "plain.txt", "--output_dir", "b"]
+    assert recipe("token_classification", *options) == 2
+    assert "plain.txt: no row of test has an entity" in capsys.readouterr().err
     assert not (work / "b").exists()
 
 

@@ -100,6 +100,33 @@ def test_windows_cover_a_context_and_point_at_the_answer():
     assert short.split(model, rows).cut[0] == 40 - 4 - room
 
 
+def test_windows_overlap_by_an_answer():
+    words = [f"w{i}" for i in range(60)]
+    text = " ".join(words)
+    tokenizer = Tokenizer.train([text, "which"], "words", 90)
+    shape = replace(task().model, vocabulary_size=tokenizer.vocabulary_size)
+    shape = replace(shape, max_length=24)
+    for longest in (4, 64):
+        one = QuestionAnswering(tokenizer, shape, max_answer_length=longest)
+        rows = [row("which", text, " ".join(words[i : i + 4])) for i in range(57)]
+        windows = one.columns(rows)[0]
+        found = np.asarray(windows["row"])[np.asarray(windows["start"]) > 0]
+        assert set(found) == set(range(57))
+
+
+def test_an_answer_of_white_space_is_none():
+    one = task("characters", max_windows=2)
+    rows = [row("who", "   "), row("who", " \u3000 ")]
+    for answer in one.split(model_of(one), rows).predictions:
+        assert (answer["text"], answer["start"], answer["end"]) == ("", -1, -1)
+
+
+def test_few_places_are_enough_for_many_answers():
+    logits, one = np.zeros((2, 3, 2), "float32"), np.array([1, 1], "int32")
+    _, found, *_ = best_spans(logits, one, one, 1, 20)
+    assert found.shape == (2, 20)
+
+
 def test_no_room_and_no_answers_are_told():
     with pytest.raises(UserError, match="leaves no room"):
         task(max_length=4)

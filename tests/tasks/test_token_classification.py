@@ -7,6 +7,7 @@ import pytest
 from tests.text.texts import HARD, PARTS, fuzzed, marks
 from tfllm.core.errors import UserError
 from tfllm.data.batching import BatchPlan
+from tfllm.data.readers import Records
 from tfllm.data.tagged import entity_types, tagged_row
 from tfllm.evaluation.spans import Span, over, read_tags
 from tfllm.tasks.token_classification import TokenClassification, task_for
@@ -43,7 +44,7 @@ def task(kind="wordpiece", special=False, rows=ROWS, scheme="bioes", **shape):
     tokenizer = Tokenizer.train(SENTENCES * 3, kind, 200)
     options = {"special_tokens": special}
     return task_for(
-        rows, entity_types(rows), tokenizer, scheme, SHAPE | shape, **options
+        rows, entity_types(Records(rows)), tokenizer, scheme, SHAPE | shape, **options
     )
 
 
@@ -140,7 +141,7 @@ def test_a_config_makes_the_same_task_again():
     one = task()
     again = TokenClassification.from_config(one.to_config(), one.tokenizer)
     assert again == one
-    with pytest.raises(UserError, match="no row of the training data has an entity"):
+    with pytest.raises(UserError, match="no row of train has an entity"):
         task(rows=[row("a b")])
     joined = tagged_row(["a", "b"], [Span(1, 2, "X")], lambda *_: " ")
     assert joined["text"] == "a b" and joined["entities"] == [(2, 3, "X")]

@@ -2,9 +2,10 @@
 
 `parse` is for `readers.read`. A record has `text`, the question; `context`, as it came;
 `answers`, `(start, text)` of each accepted one, none where the context does not answer
-(SQuAD 2.0); and `id`. `line` is the number of the question in its file. An answer in
-other words than the context's (CMRC has some) has the start -1: it counts in scores,
-and nothing is learned from it.
+(SQuAD 2.0); and `id`. `line` is the number of the question in its file. An answer that
+does not stand where the file says (CMRC's are off by one or two) is looked for nearby,
+as the official scripts never look at the place. One in other words than the context's
+(CMRC has some) has the start -1: it counts in scores, and nothing is learned from it.
 """
 
 from collections.abc import Iterable, Iterator
@@ -12,6 +13,7 @@ from typing import Any
 
 from tfllm.data.readers import SURROGATE, RawFile, json_items
 
+BROKEN = "is not Unicode (half a surrogate pair)"
 _INSIDE = ("data", "paragraphs", "qas")  # what holds the questions
 _NAMES = {  # the latter ones are those of CMRC's own form
     "text": ("question", "query_text"),
@@ -71,13 +73,21 @@ def _row(item: dict, labels: bool) -> tuple[dict, str | None]:
         if not isinstance(row[role], str) or not row[role].strip():
             return row, f"there is no {name}"
         if SURROGATE.search(row[role]):
-            return row, f"the {name} is not Unicode (half a surrogate pair)"
+            return row, f"the {name} {BROKEN}"
+    if SURROGATE.search(str(row["id"])):
+        return row | {"id": None}, f"the id {BROKEN}"
     row["text"], row["answers"] = row["text"].strip(), []
-    told = item.get("answers")
-    if item.get("is_impossible") or (told is None and not labels):
+    told, impossible = item.get("answers"), item.get("is_impossible")
+    if impossible not in (None, False, True):
+        return row, "is_impossible is neither true nor false"
+    if impossible or (told is None and not labels):
         return row, None
     if isinstance(told, dict) and {"text", "answer_start"} <= told.keys():
-        pairs = zip(told["text"], told["answer_start"], strict=False)
+        columns = [told["text"], told["answer_start"]]  # as Hugging Face has them
+        columns = [one if isinstance(one, list) else [one] for one in columns]
+        if len(columns[0]) != len(columns[1]):
+            return row, "as many answers as places are wanted"
+        pairs = zip(*columns, strict=True)
         told = [{"text": text, "answer_start": start} for text, start in pairs]
     if not isinstance(told, list):
         return row, "there are no answers"
@@ -86,12 +96,20 @@ def _row(item: dict, labels: bool) -> tuple[dict, str | None]:
         text = one.get("text") if isinstance(one, dict) else None
         if not isinstance(text, str) or not text.strip():
             return row, "an answer without text"
+        if SURROGATE.search(text):
+            return row, f"an answer {BROKEN}"
         start = one.get("answer_start", -1)
+        if type(start) is not int or start < -1:
+            return row, f"an answer begins at {start!r}: no number of a character"
         if start == -1:  # CMRC's own form never tells
             start = row["context"].find(text)
-        elif type(start) is not int or not row["context"].startswith(text, start):
-            where = f"at character {start} of the context"
-            return row, f"'{text[:40]}' does not stand {where}"
+        elif not row["context"].startswith(text, start):
+            before = row["context"].rfind(text, 0, start + len(text))
+            places = before, row["context"].find(text, start)
+            places = [place for place in places if place >= 0]
+            if not places:
+                return row, f"'{text[:40]}' does not stand in the context"
+            start = min(places, key=lambda place: abs(place - start))
         row["answers"].append((start, text))
     return row, None
 

@@ -158,19 +158,24 @@ def read(
         encodings.append(name)
     whole.format = ", ".join(dict.fromkeys(formats))
     whole.encoding = ", ".join(dict.fromkeys(encodings))
-    check_bad_rows(whole)
+    check_bad_rows(whole, named=parse is None)
     return whole
 
 
-def check_bad_rows(records: Records) -> None:
-    """Raises a `UserError` where more than 5 rows and more than 1 % are bad."""
+def check_bad_rows(records: Records, named: bool = True) -> None:
+    """Raises a `UserError` where more than 5 rows and more than 1 % are bad.
+
+    Args:
+        records: What was read.
+        named: Whether there are flags that name the columns.
+    """
     bad = records.bad
     total = len(records.rows) + len(bad)
     if (bad and not records.rows) or len(bad) > max(5, 0.01 * total):
         first = "; ".join(f"{file}:{line}: {why}" for file, line, why in bad[:3])
         what = f"{len(bad):,} of {total:,} rows cannot be used ({records.format})"
-        named = ", or name the columns (--text_column, --label_column)"
-        fix = f"Mend these lines{named * bool(records.columns)}."
+        flags = ", or name the columns (--text_column, --label_column)"
+        fix = f"Mend these lines{flags * (named and bool(records.columns))}."
         raise UserError(f"{what}: {first}", fix=fix)
 
 

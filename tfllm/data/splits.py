@@ -116,6 +116,11 @@ def load_splits(
             splits["train"], f"{seed} {name}", share
         )
         note(f"{name}: {len(splits[name]):,} rows held out from the training rows")
+        if not len(splits["train"]):
+            where = ", ".join(file["path"] for file in splits["train"].files) or None
+            what = "nothing is left to train on: all rows have one text or context"
+            fix = "Give more of them, or a --validation_file and a --test_file"
+            raise UserError(what, where, fix)
     if flags.drop_leaked:
         others = [splits[name] for name in ("validation", "test") if name in splits]
         splits["train"] = drop_leaked(splits["train"], others)

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 from tfllm.core.errors import UserError
-from tfllm.data.readers import SURROGATE, RawFile, beside, json_items
-from tfllm.evaluation.spans import Span, are_tags, over, read_tags, scheme_of
+from tfllm.data.readers import SURROGATE, RawFile, Records, beside, json_items
+from tfllm.evaluation.spans import TAG, Span, are_tags, over, read_tags, scheme_of
 from tfllm.text.flags import language_of
 
 _KEYS = {  # of JSON
@@ -28,16 +28,8 @@ def parse(file: RawFile) -> tuple[list[dict], str]:
     """Rows of `seq.in` with `seq.out` (and `label`) beside it, of JSON, of columns."""
     rows, form = _parallel(file) or _json(file) or _columns(file)
     rows = list(rows)
-    tags = [row[2] for row in rows]
-    if all(are_tags([*row, "O"]) for row in tags):
-        form += f" {scheme_of(tags)}"
-        find = read_tags
-    else:
-        form += ", a tag a word"
-
-        def find(names):
-            return [Span(i, i + 1, name) for i, name in enumerate(names)]
-
+    scheme, find = _scheme(file, rows)
+    form += f" {scheme}"
     gap = _gaps([words for _, words, _, _ in rows])
     found = []
     for line, words, names, intent in rows:
@@ -45,6 +37,25 @@ def parse(file: RawFile) -> tuple[list[dict], str]:
         row |= {"line": line} | ({} if intent is None else {"intent": intent})
         found.append(row)
     return found, form
+
+
+def _scheme(file: RawFile, rows: Sequence[tuple]):
+    """The name of the tags' form, and what makes spans of a text's tags."""
+    tags = [row[2] for row in rows]
+    if all(are_tags([*row, "O"]) for row in tags):
+        return scheme_of(tags), read_tags
+    names = {name for row in tags for name in row}
+    spans = sorted(name for name in names if TAG.fullmatch(name) and name[1:])
+    if spans and "O" in names:
+        for line, _, row, _ in rows:
+            for place, name in enumerate(row, 1):
+                if not TAG.fullmatch(name):
+                    what = f"the tag '{name[:40]}' of word {place} is none of the form "
+                    shown = ", ".join(spans[:3])
+                    raise file.error(f"{what}{shown}, O that others have", line=line)
+    if "O" in names:
+        return "IO", lambda row: read_tags([n if n == "O" else f"I-{n}" for n in row])
+    return "a tag a word", lambda row: [Span(i, i + 1, n) for i, n in enumerate(row)]
 
 
 def from_json(row: dict) -> dict:
@@ -76,13 +87,12 @@ def tagged_row(words: Sequence[str], spans: Sequence[Span], gap) -> dict:
     }
 
 
-def entity_types(rows: Sequence[dict]) -> list[str]:
-    """The types of entities in training rows; a `UserError` where there are none."""
-    types = sorted({span[2] for row in rows for span in row["entities"]})
+def entity_types(records: Records, split: str = "train") -> list[str]:
+    """The types of entities in a split's rows; a `UserError` where there are none."""
+    types = sorted({span[2] for row in records.rows for span in row["entities"]})
     if not types:
-        raise UserError(
-            "no row of the training data has an entity", fix="Check the tags"
-        )
+        where = ", ".join(file["path"] for file in records.files) or None
+        raise UserError(f"no row of {split} has an entity", where, "Check the tags")
     return types
 
 
@@ -116,8 +126,11 @@ def _parallel(file: RawFile):
             if len(words) != len(names):
                 what = f"{len(words)} words but {len(names)} tags in seq.out"
                 raise file.error(what, line=number + 1)
-            if words:
-                yield number + 1, words, names, intents and intents[number].strip()
+            intent = intents and intents[number].strip()
+            if words and intent == "":
+                file.bad.append((number + 1, "an empty line of the file 'label'"))
+            elif words:
+                yield number + 1, words, names, intent
 
     found = {"words": file.path.name, "tags": "seq.out"}
     file.found |= found | ({"intent": "label"} if intents else {})
@@ -142,15 +155,25 @@ def _json(file: RawFile):
 
     def rows() -> Iterator:
         for line, item in items[0]:
+            if not isinstance(item, dict):
+                file.bad.append((line, "no JSON object"))
+                continue
             words, tags, intent = (item.get(roles[role]) for role in _KEYS)
+            if isinstance(intent, int):
+                intent = str(intent)
             if not all(isinstance(part, list) for part in (words, tags)):
                 file.bad.append((line, "tokens or tags are no list"))
             elif len(words) != len(tags):
                 what = f"{len(words)} tokens but {len(tags)} tags"
                 raise file.error(what, line=line)
+            elif tags and all(isinstance(tag, int) for tag in tags):
+                what = "the tags are numbers"
+                raise file.error(what, "Write their names, such as B-PER", line)
             elif not all(isinstance(x, str) and x for x in (*words, *tags)):
                 file.bad.append((line, "a token or tag is no text"))
-            elif any(map(SURROGATE.search, words)):
+            elif intent is not None and not (isinstance(intent, str) and intent):
+                file.bad.append((line, "the intent is no text"))
+            elif any(map(SURROGATE.search, (*words, *tags, intent or ""))):
                 file.bad.append((line, "not Unicode (half a surrogate pair)"))
             elif words:
                 yield line, words, tags, intent
@@ -169,7 +192,7 @@ def _columns(file: RawFile):
             cells = [line[0], *cells]  # the word is a space
         lines.append((number, line, cells))
     widths = Counter(len(cells) for _, _, cells in lines if cells)
-    width = widths.most_common(1)[0][0]
+    width = max(widths, key=widths.get, default=0)
     if width < 2:
         what = "this is not a word and its tag a line"
         raise file.error(what, "Give CoNLL columns, seq.in and seq.out, or JSON lines")

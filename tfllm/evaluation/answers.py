@@ -139,14 +139,27 @@ def tune_threshold(margins: np.ndarray, answered: np.ndarray, silent: np.ndarray
 
 def answer_metrics(exact, f1, answerable) -> dict[str, float]:
     """`f1` and `exact_match` from rows `[N]`; apart too where some have no answer."""
-    metrics = {"f1": np.mean(f1), "exact_match": np.mean(exact)}
-    if not np.all(answerable):
-        count = max(np.sum(answerable), 1)
-        metrics["answerable_f1"] = np.sum(f1 * answerable) / count
-        metrics["answerable_exact_match"] = np.sum(exact * answerable) / count
-        rest = max(np.sum(1 - answerable), 1)
-        metrics["no_answer_accuracy"] = np.sum(exact * (1 - answerable)) / rest
-    return {name: float(value) for name, value in metrics.items()}
+    metrics = _apart(exact, f1, answerable)
+    names = [name for name, value in metrics.items() if not np.isnan(value)]
+    return {
+        name: metrics[name] for name in (names[:2] if np.all(answerable) else names)
+    }
+
+
+def _apart(exact, f1, answerable) -> dict[str, float]:
+    """All metrics; those of rows that are not there are not a number."""
+
+    def mean(scores, chosen):
+        rows = np.sum(chosen)
+        return float(np.sum(scores * chosen) / rows) if rows else np.nan
+
+    return {
+        "f1": float(np.mean(f1)),
+        "exact_match": float(np.mean(exact)),
+        "answerable_f1": mean(f1, answerable),
+        "answerable_exact_match": mean(exact, answerable),
+        "no_answer_accuracy": mean(exact, 1 - answerable),
+    }
 
 
 def measure(split: AnswerSplit) -> dict:
@@ -154,14 +167,15 @@ def measure(split: AnswerSplit) -> dict:
     if not split.questions:
         raise UserError("there are no questions to be measured")
     answerable = np.array([bool(one) for one in split.answers], float)
-    names = answer_metrics(np.ones(1), np.ones(1), answerable)
+    arrays = [*split.scores(), answerable]
+    names = answer_metrics(*arrays)
 
     def metrics(*columns):  # a sample may have answerable rows alone
-        found = answer_metrics(*columns)
-        return {name: found.get(name, found["f1"]) for name in names}
+        found = _apart(*columns)
+        return {name: found[name] for name in names}
 
     size, started = len(split.questions), time.perf_counter()
-    block = measured(metrics, [*split.scores(), answerable], size, started)
+    block = measured(metrics, arrays, size, started)
     block |= {"seconds": split.seconds, "tokens_cut": int(sum(split.cut))}
     return {name: value for name, value in block.items() if value not in (None, 0)}
 

@@ -219,5 +219,6 @@ def _resample(counts: np.ndarray, samples: int, seed: int) -> np.ndarray:
 
 def _interval(values: np.ndarray, level: float) -> tuple:
     outside = (1 - level) / 2
-    low, high = np.quantile(values, [outside, 1 - outside], axis=0)
+    # A sample may have no row of the kind that a metric speaks of.
+    low, high = np.nanquantile(values, [outside, 1 - outside], axis=0)
     return (low.tolist(), high.tolist())

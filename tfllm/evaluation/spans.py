@@ -31,8 +31,8 @@ def are_tags(tags: Sequence[str]) -> bool:
 def scheme_of(rows: Sequence[Sequence[str]]) -> str:
     """The usual name of the tags' form."""
     letters = {tag[0] for row in rows for tag in row}
-    for name in ("BMES", "BILOU", "BIOES"):
-        if letters & set(name) - set("BIO"):
+    for name, own in (("BMES", "M"), ("BILOU", "LU"), ("BIOES", "ES")):
+        if letters & set(own):
             return name
     begun = {
         tag[0]

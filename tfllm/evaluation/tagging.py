@@ -1,7 +1,7 @@
 """How well spans are found: strict entity scores, and the `eval/` folder of a tagger.
 
-Spans are judged by the words of the file (a span has those words that begin in it) and
-by seqeval's strict rules: type and both ends must be right.
+Spans are judged by their characters and by seqeval's strict rules: type and both ends
+must be right.
 """
 
 import html
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tfllm.core.errors import UserError
+from tfllm.core.console import warn
 from tfllm.evaluation.classification import class_rows
 from tfllm.evaluation.intervals import measured
 from tfllm.evaluation.report import (
@@ -24,7 +24,7 @@ from tfllm.evaluation.report import (
     results_table,
     write_evaluation,
 )
-from tfllm.evaluation.spans import Span, covered, write_tags
+from tfllm.evaluation.spans import Span, write_tags
 
 SHOWN = 300  # texts on the coloured page
 _STYLE = """<!doctype html><meta charset="utf-8"><title>Entities</title><style>
@@ -40,7 +40,6 @@ class TaggedSplit:
 
     Attributes:
         texts: `[N]`.
-        words: Of each text `(start, end)` of its words, in characters.
         labels: Of each text the true spans, in characters.
         predictions: Of each text the spans that were found.
         span_scores: Of each text a probability for each of these.
@@ -52,7 +51,6 @@ class TaggedSplit:
     """
 
     texts: Sequence[str]
-    words: Sequence[Sequence[tuple[int, int]]]
     labels: Sequence[Sequence[Span]]
     predictions: Sequence[Sequence[Span]]
     span_scores: Sequence[Sequence[float]]
@@ -71,9 +69,9 @@ class TaggedSplit:
         return replace(self, **taken, seconds=None)
 
     def spans(self) -> list[tuple[set[Span], set[Span]]]:
-        """Of each text the true spans and those that were found, in words."""
-        pairs = zip(self.labels, self.predictions, self.words, strict=True)
-        return [(set(covered(a, w)), set(covered(b, w))) for a, b, w in pairs]
+        """Of each text the true spans and those that were found."""
+        pairs = zip(self.labels, self.predictions, strict=True)
+        return [(set(true), set(found)) for true, found in pairs]
 
 
 def span_counts(pairs: Iterable[tuple[set, set]]) -> np.ndarray:
@@ -111,14 +109,8 @@ def measure(split: TaggedSplit) -> dict:
     pairs = split.spans()
     counts = span_counts(pairs)
     if not counts[0].any():
-        raise UserError("no row to be measured has an entity", fix="Check the tags")
-    tags = [
-        [
-            write_tags(sorted(row[side]), len(words))
-            for row, words in zip(pairs, split.words, strict=True)
-        ]
-        for side in (0, 1)
-    ]
+        warn("no row to be measured has an entity: entity F1 says nothing")
+    tags = [[_tags(row[side], row[0] | row[1]) for row in pairs] for side in (0, 1)]
     arrays = list(counts)
     if split.intents is not None:
         arrays.append(np.array(split.intents) == np.array(split.intent_predictions))
@@ -131,6 +123,13 @@ def measure(split: TaggedSplit) -> dict:
     block["seconds"] = split.seconds
     block["tokens_cut"] = int(sum(split.cut))
     return {name: value for name, value in block.items() if value not in (None, 0)}
+
+
+def _tags(spans: set[Span], all_spans: set[Span]) -> list[str]:
+    """Tags of the parts into which all ends cut a text, as seqeval wants them."""
+    edges = sorted({edge for span in all_spans for edge in span[:2]})
+    parts = [Span(*map(edges.index, span[:2]), span.type) for span in sorted(spans)]
+    return write_tags(parts, len(edges))
 
 
 def write_tagging_report(
@@ -152,9 +151,6 @@ def write_tagging_report(
 
     Returns:
         What results.json holds.
-
-    Raises:
-        UserError: No row has an entity.
     """
 
     def worth(kept):

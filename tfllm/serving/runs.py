@@ -36,7 +36,7 @@ def export_run(
         raise UserError(
             "the run was not evaluated yet",
             run.path,
-            f"Call: tfllm eval {run.path} --test_file FILE",
+            f"Call: tfllm eval {run.path} --test_file FILE --output {folder}",
         )
     with open(folder / "predictions.jsonl", encoding="utf-8") as file:
         rows = [json.loads(line) for line, _ in zip(file, range(SAMPLES), strict=False)]

@@ -38,6 +38,7 @@ from tfllm.text import Tokenizer
 
 SAMPLES = 8  # predictions shown in TensorBoard
 NEVER = -1e9  # the logarithm of no chance at all
+LEAST = -690.0  # that of the least probability that a float holds, nearly
 MARGIN = 1e4  # the largest margin of "no answer" that is told
 
 
@@ -68,7 +69,7 @@ class QuestionAnswering:
         model: Shape of the model.
         style: How answers are compared, see `evaluation.answers`.
         impossible: Whether a question may have no answer.
-        stride: Tokens from one window's begin to that of the next.
+        stride: Tokens from one window's begin to that of the next at most, see `step`.
         max_question_length: Tokens that are read of a question.
         max_answer_length: Tokens of an answer at most.
         max_windows: Windows that are read of a context.
@@ -111,6 +112,20 @@ class QuestionAnswering:
         items = [item for item, _ in self.tokenizer.pair.items]
         return items.index("B") - 1
 
+    def step(self, room, least=min, most=max):
+        """Tokens from one window's begin to the next one's.
+
+        Where a window has little room they overlap by the longest answer or, if that
+        is long, by half, so that hardly an answer is cut by all of them.
+
+        Args:
+            room: Tokens of the context that a window holds.
+            least, most: Of two, for numbers or for tensors.
+        """
+        return least(
+            self.stride, most(most(1, room // 2), room - self.max_answer_length)
+        )
+
     def columns(self, rows: Sequence[dict]) -> tuple[Windows, np.ndarray]:
         """Encodes records.
 
@@ -119,6 +134,7 @@ class QuestionAnswering:
         """
         key = {"task": self.name, "tokenizer": self.tokenizer.fingerprint}
         names = ("max_length", "stride", "max_question_length", "max_windows")
+        names += ("max_answer_length",)
         key |= {name: getattr(self, name) for name in names}
         key["rows"] = [[row["text"], row["context"], row["answers"]] for row in rows]
         columns = cached_columns(key, lambda: self._windows(rows))
@@ -129,7 +145,8 @@ class QuestionAnswering:
         lost = len(set(np.asarray(windows["row"])[np.asarray(windows["start"]) < 0]))
         if lost > 0.01 * len(rows):
             told = f"{lost:,} of {len(rows):,} questions teach nothing: their answers "
-            warn(told + "are not words of the context, or stand behind --max_windows")
+            told += "are no words of the context, too long, or stand behind "
+            warn(told + "--max_windows")
         return windows, lengths
 
     def _windows(self, rows: Sequence[dict]) -> Columns:
@@ -141,11 +158,13 @@ class QuestionAnswering:
             asked = asked[: self.max_question_length]
             context, offsets = contexts[rows[row]["context"]]
             room, begin = budget - len(asked), self.lead + len(asked)
-            step = min(self.stride, room)
+            step = self.step(room)
             windows = 1 + max(0, math.ceil((len(context) - room) / step))
             answer = answer_tokens(rows[row]["answers"], offsets)
             starts = range(0, step * min(windows, self.max_windows), step)
-            if answer and answer[1] >= starts[-1] + room:
+            if answer and not any(
+                at <= answer[0] and answer[1] < at + room for at in starts
+            ):
                 answer = (-1, -1)
             for first in starts:
                 part = context[first : first + room]
@@ -234,7 +253,10 @@ class QuestionAnswering:
         """What is answered: the best part, or nothing."""
         silent = self.impossible & (_margins(best, none) > self.threshold)
         return [
-            parts[0] if parts and not nothing else answer_at("", -1, -1, nowhere)
+            # White space alone is no answer.
+            parts[0]
+            if parts and parts[0]["text"] and not nothing
+            else answer_at("", -1, -1, nowhere)
             for parts, nowhere, nothing in zip(best, none, silent, strict=True)
         ]
 
@@ -389,6 +411,7 @@ def best_spans(logits: Any, begin: Any, count: Any, longest: int, best: int) -> 
     ends = ops.pad(shares[..., 1], [[0, 0], [0, longest]], constant_values=NEVER)
     sums = [shares[..., 0] + ends[:, more : more + length] for more in range(longest)]
     sums = ops.reshape(ops.stack(sums, axis=-1), (-1, length * longest))
+    sums = ops.pad(sums, [[0, 0], [0, best]], constant_values=NEVER)  # there may be few
     found, at = ops.top_k(sums, best)
     at = ops.cast(at, "int32")
     first = at // longest
@@ -419,7 +442,8 @@ def answer_at(context: str, start: int, end: int, share: float) -> dict:
 
 def _margins(best: list, none: np.ndarray) -> np.ndarray:
     """How much likelier no answer is than the best, as a difference of logarithms."""
-    shares = [math.log(max(one[0]["score"], 1e-30)) if one else -MARGIN for one in best]
+    least = math.exp(LEAST)
+    shares = [math.log(max(one[0]["score"], least)) if one else -MARGIN for one in best]
     return np.clip(none - np.array(shares), -MARGIN, MARGIN)
 
 

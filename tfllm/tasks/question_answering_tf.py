@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from tfllm.tasks.dense_tf import dense_ids, substrings
 from tfllm.tasks.question_answering import (
+    LEAST,
     NEVER,
     QuestionAnswering,
     best_spans,
@@ -60,7 +61,7 @@ class ServedReader(tf.Module):
         ids, starts, ends = self.tokenizer.encode_with_offsets(context)
         size_q, size = (tf.cast(x.row_lengths(), tf.int32) for x in (asked, ids))
         room = task.tokenizer.budget(task.tokenizer.pair, task.max_length) - size_q
-        step = tf.minimum(task.stride, room)
+        step = task.step(room, tf.minimum, tf.maximum)
         windows = 1 + (tf.maximum(0, size - room) + step - 1) // step
         windows = tf.minimum(windows, task.max_windows)
         splits = tf.concat([[0], tf.cumsum(windows)], 0)
@@ -96,7 +97,7 @@ class ServedReader(tf.Module):
         chosen = tf.math.segment_min(tf.where(ours, number, tf.size(row)), row)
         found = best > NEVER / 2
         if task.impossible:
-            found &= none - best <= task.threshold
+            found &= none - tf.maximum(best, LEAST) <= task.threshold
         spans = tf.gather(spans + (at - begin)[:, None], chosen)
         spans = tf.where(found[:, None], spans, 0)
         # One more, so that there is something to gather where there are no tokens.
@@ -104,6 +105,7 @@ class ServedReader(tf.Module):
         end = tf.gather(tf.concat([ends.values, [0]], 0), spans[:, 1])
         parts = (tf.where(found, x, 0) for x in (start, end))
         parts = self._trimmed(context, *parts)
+        found &= parts[1] > parts[0]  # white space alone is no answer
         read = tf.math.segment_max(first + count, row)
         return {
             "answer": substrings(context, tf.range(tf.size(context)), *parts),

@@ -249,7 +249,6 @@ class TokenClassification:
         named = all("intent" in row for row in rows)
         return TaggedSplit(
             texts=texts,
-            words=[row.get("words", ()) for row in rows],
             labels=[[Span(*one) for one in row.get("entities", ())] for row in rows],
             predictions=[over(one["spans"], text.words) for one, text in pairs],
             span_scores=[one["chances"] for one in found],
