@@ -19,7 +19,7 @@ from tfllm.cli.begin import tokenizer_of
 from tfllm.cli.finish import finish, show, train
 from tfllm.config import fill, parse, refuse
 from tfllm.core.console import note
-from tfllm.core.errors import run_main
+from tfllm.core.errors import UserError, run_main
 from tfllm.core.quiet import load_tensorflow
 from tfllm.data.augmentation import AugmentFlags
 from tfllm.data.doctor import examine
@@ -43,6 +43,8 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the recipe; returns the exit status."""
     config = parse(Config, argv, __doc__)
     refuse(config, "l2", "label_smoothing", "packing", "adversarial")
+    if config.validation_share == 0 and not config.validation_file:
+        raise UserError("--validation_share 0: weights are chosen by such rows")
     run, config = open_run("embeddings", config, config.model)
     if run.finished:
         return show(run)
@@ -55,6 +57,11 @@ def main(argv: list[str] | None = None) -> int:
     asked = {"cosine": "scores", "ranking": None, "triplet": None}
     kind, splits = settle(splits, asked.get(config.loss))
     config = fill(config, {"loss": "cosine" if kind == "scores" else "ranking"})
+    if kind == "scores" and config.loss != "cosine":
+        fix = "Leave it out, or take the scores out of the data"
+        raise UserError(f"--loss {config.loss} has no use for scores", fix=fix)
+    if kind != "scores" and config.batch_size == 1:
+        raise UserError("--batch_size 1: texts are compared with others of the batch")
     rows = splits["train"].rows
     texts = [row[name] for row in rows for name in ("text", "text_pair") if name in row]
     note(f"{kind} of texts, {config.loss} loss")
@@ -93,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
     for name, records in splits.items():
         more, copies = (changed, config.copies) if name == "train" else ([], 1)
         seen = [*records.rows, *more]
-        columns[name] = task.columns(seen, kind, copies=copies, **drawn)
+        columns[name] = task.columns(seen, kind, name, copies=copies, **drawn)
     report = examine(splits)
     report.print()
 

@@ -303,6 +303,9 @@ def test_lists_globs_samples_and_hashes(tmp_path):
     with pytest.raises(UserError, match="this is a folder"):
         read(tmp_path)
     assert read(write(tmp_path, "x y\nz\n"), labels=False).rows[1]["text"] == "z"
+    commas = "Hello, world\nA second one, too\nMoney back, please\n"
+    rows = read(write(tmp_path, commas), labels=False).rows
+    assert [row["text"] for row in rows] == commas.split("\n")[:3]
     headed = read(write(tmp_path, "sentence\nx y\nz\n"), labels=False)
     assert [row["text"] for row in headed.rows] == ["x y", "z"]
     assert len(Records([])) == 0

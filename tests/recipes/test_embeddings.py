@@ -132,6 +132,9 @@ def test_search_and_predict(run, work, capsys, monkeypatch):
     (work / "texts.txt").write_text("\n".join([*texts, "salt and fish"]) + "\n")
     assert tfllm(command) == 0 and len(asked) == 3
     capsys.readouterr()
+    for odd, words in (([""], "knows no word"), (["a", "--top_k", "0"], "at least 1")):
+        assert tfllm(["search", str(run), "texts.txt", *odd]) == 2
+        assert words in capsys.readouterr().err
     assert tfllm(["predict", str(run), "--text", "a boat"]) == 0
     row = json.loads(capsys.readouterr().out)
     assert np.linalg.norm(row["embedding"]) == pytest.approx(1, abs=1e-4)
@@ -178,8 +181,11 @@ def test_dry_run_writes_nothing(work, recipe, capsys):
 
 
 def test_bad_data_are_told_in_one_line(work, recipe, capsys):
-    (work / "alone.tsv").write_text("text\none\ntwo\n")
-    (work / "no.tsv").write_text("text\ttext_pair\tlabel\na\tb\t0\nc\td\tno\n")
+    (work / "alone.tsv").write_text("text\n" + "".join(f"{i}\n" for i in range(9)))
+    for name, labels in (("no", ["0", "no"]), ("scored", ["0.1", "0.75"])):
+        lines = [f"a{i}\tb{i}\t{labels[i % 2]}" for i in range(40)]
+        content = "\n".join(["text\ttext_pair\tlabel", *lines])
+        (work / f"{name}.tsv").write_text(content)
     before = sorted(work.rglob("*"))
     for arguments, words in (
         (["--train_file", "alone.tsv"], "neither a second text nor a label"),
@@ -187,6 +193,9 @@ def test_bad_data_are_told_in_one_line(work, recipe, capsys):
         (["--train_file", "nowhere.tsv"], "nowhere.tsv"),
         (["--train_file", "train.tsv", "--model", "bog"], "Did you mean 'bag'"),
         (["--train_file", "train.tsv", "--loss", "cosine"], "no label"),
+        (["--train_file", "train.tsv", "--validation_share", 0], "chosen by such rows"),
+        (["--train_file", "train.tsv", "--batch_size", 1], "others of the batch"),
+        (["--train_file", "scored.tsv", "--loss", "ranking"], "no use for scores"),
     ):
         assert recipe("embeddings", *arguments, *FAST) == 2
         (line,) = capsys.readouterr().err.strip().splitlines()

@@ -137,6 +137,40 @@ def test_what_the_rows_are_is_told(tmp_path):
             kind(lines, **options)
 
 
+def test_a_text_is_neither_its_own_partner_nor_of_one_label_alone(tokenizer):
+    rows = [("a", "x"), ("a", "x"), ("b", "x"), ("a", "y"), ("c", "y")]
+    rows = [{"text": text, "label": label} for text, label in rows]
+    columns = task_of(tokenizer).columns(rows, "labels")
+    assert (columns.places[:, 0] != columns.places[:, 1]).all()
+    texts = columns.texts
+    found = {texts[k]: {texts[i] for i in v} for k, v in columns.relevant.items()}
+    assert found == {"a": {"b", "c"}, "b": {"a"}, "c": {"a"}}
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (["1", "2", "3"], "but not 0 and 1"),
+        (["0.5", "0.1", None], "x.tsv:3: 1 of 3 pairs have no label"),
+    ],
+)
+def test_labels_of_pairs_that_say_neither_yes_nor_score(labels, words):
+    rows = [
+        {"text": f"t{i}", "text_pair": f"p{i}", "file": "x.tsv", "line": i + 1}
+        | ({"label": label} if label else {})
+        for i, label in enumerate(labels)
+    ]
+    with pytest.raises(UserError, match=words):
+        settle({"train": Records(rows)})
+
+
+def test_pairs_that_teach_nothing_are_told(capsys):
+    rows = [("a", "b", "1"), ("a", "c", "0"), ("d", "e", "0")]
+    rows = [{"text": a, "text_pair": b, "label": x} for a, b, x in rows]
+    settle({"train": Records(rows)})
+    assert "1 of 3 training rows teach nothing" in capsys.readouterr().out
+
+
 def test_negatives_of_an_anchor_are_those_of_all_its_rows(tokenizer):
     columns = SimilarColumns(ROWS, "pairs", task_of(tokenizer).encode, negatives=1)
     texts = [[columns.texts[i] for i in row if i >= 0] for row in columns.places]
@@ -195,8 +229,10 @@ def test_published_cosines(shared, tmp_path):
 
 
 def test_rows_that_say_nothing(tokenizer):
-    with pytest.raises(UserError, match="no two texts belong together"):
-        task_of(tokenizer).columns([{"text": "a", "label": "x"}], "labels")
+    with pytest.raises(UserError, match="test: no two different texts"):
+        task_of(tokenizer).columns([{"text": "a", "label": "x"}] * 2, "labels", "test")
+    with pytest.raises(UserError, match="no two different texts"):
+        task_of(tokenizer).columns([{"text": "a", "text_pair": "a"}], "pairs")
     rows = [{"text": "a", "label": "x"}, {"text": "b"}]
     with pytest.raises(UserError, match="neither"):
         settle({"train": Records(rows)})

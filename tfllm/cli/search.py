@@ -2,6 +2,7 @@
 
 from argparse import ArgumentParser
 
+from tfllm.core.errors import UserError
 from tfllm.core.files import sha256
 from tfllm.core.quiet import load_tensorflow
 
@@ -17,6 +18,8 @@ def search_command(parser: ArgumentParser, argv: list[str]) -> int:
     parser.add_argument("--top_k", type=int, default=5, help="texts shown (default 5)")
     parser.add_argument("--text_column")
     options = parser.parse_args(argv)
+    if options.top_k < 1:
+        raise UserError(f"--top_k {options.top_k}: at least 1 is shown")
     from tfllm.data.readers import read
 
     rows = read(options.file, labels=False, text_column=options.text_column).rows
@@ -39,8 +42,12 @@ def search_command(parser: ArgumentParser, argv: list[str]) -> int:
     def write(writer) -> None:
         writer.append("vectors", task.embed(model, texts))
 
+    asked = task.embed(model, options.query)
+    for query, vector in zip(options.query, asked, strict=True):
+        if not vector.any():
+            raise UserError(f"the model knows no word of '{query}'")
     vectors = cached_arrays(key, write)["vectors"]
-    found = nearest(task.embed(model, options.query), vectors, max(1, options.top_k))
+    found = nearest(asked, vectors, options.top_k)
     places = {}
     for row in rows:
         places.setdefault(row["text"], f"{row['file']}:{row['line']}")

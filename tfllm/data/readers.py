@@ -419,7 +419,10 @@ def _table(file: RawFile):
         ):
             break
         width, often = Counter(map(len, split)).most_common(1)[0]
-        if delimiter != "\t" and width > 1 and 1 < len(head) < 1.05 * often:
+        # Texts alone have commas of their own.
+        wanted = file.labels or file.negatives or file.columns.get("text")
+        rare = delimiter != "\t" and width > 1 and 1 < len(head) < 1.05 * often
+        if wanted and rare:
             break
     else:
         if file.labels or not headed:  # a header and one column of texts is fine

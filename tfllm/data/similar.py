@@ -20,7 +20,8 @@ from tfllm.data.order import shuffled
 from tfllm.data.readers import Records, read
 
 KINDS = ("pairs", "labels", "scores")
-# Labels of a pair whose texts mean the same; with others they are hard negatives.
+# Labels of a pair whose texts mean the same; with others the second text is a hard
+# negative of the pairs that have the same first one.
 SAME = {"1", "1.0", "true", "yes", "entailment", "paraphrase", "duplicate", "positive"}
 
 
@@ -65,10 +66,21 @@ def settle(splits: dict[str, Records], kind: str | None = None):
     # Of a handful of rows all may have been held out.
     rows = splits["train"].rows or [r for part in splits.values() for r in part.rows]
     paired = [row for row in rows if row.get("text_pair")]
-    labelled = all("label" in row for row in rows)
+    without = [row for row in rows if "label" not in row]
+    labelled = not without
+    if paired and 0 < len(without) < len(rows):
+        where = f"{without[0].get('file')}:{without[0].get('line')}"
+        what = f"{len(without):,} of {len(rows):,} pairs have no label, the first here"
+        raise UserError(what, where, "Give all of them one, or none")
     if kind is None:
         scored = paired and labelled
-        scored = scored and guess_problem([r["label"] for r in rows]) == "regression"
+        labels = [row["label"] for row in rows] if scored else []
+        scored = scored and guess_problem(labels) == "regression"
+        if labels and not scored and _graded(labels):
+            what = "labels of pairs are numbers, but not 0 and 1"
+            fix = "--loss cosine takes them as scores, the higher the more alike"
+            raise UserError(what, ", ".join(f["path"] for f in splits["train"].files)
+                            or None, fix)  # fmt: skip
         kind = "scores" if scored else "pairs" if paired else "labels"
     wants = {
         "pairs": "text_pair" * (not paired),
@@ -100,7 +112,23 @@ def settle(splits: dict[str, Records], kind: str | None = None):
                 fix=f"Such pairs are labelled one of {', '.join(sorted(SAME))}, or not "
                 "at all; numbers are taken as scores with --loss cosine",
             )
+        rows = splits["train"].rows
+        anchors = {row["text"] for row in rows if "text_pair" in row}
+        alone = sum(row["text"] not in anchors for row in rows)
+        if alone:
+            note(
+                f"{alone:,} of {len(rows):,} training rows teach nothing: their texts "
+                "belong to no other, and no pair that does has the same first text"
+            )
     return kind, splits
+
+
+def _graded(labels: Sequence) -> bool:
+    """Whether labels are numbers of more kinds than yes and no."""
+    try:
+        return not {float(label) for label in labels} <= {0.0, 1.0}
+    except ValueError:
+        return False
 
 
 def _with_target(row: dict) -> dict:
@@ -152,8 +180,10 @@ class SimilarColumns:
         scores, labels = np.zeros(len(rows)), np.full(len(rows), -1)
         if kind == "labels":
             names: dict[str, int] = {}
-            own = np.array([place(row["text"]) for row in rows])
-            of = np.array([names.setdefault(r["label"], len(names)) for r in rows])
+            # A text that is repeated would be its own partner.
+            pairs = dict.fromkeys((row["text"], row["label"]) for row in rows)
+            own = np.array([place(text) for text, _ in pairs])
+            of = np.array([names.setdefault(x, len(names)) for _, x in pairs])
             parts = [_partners(of, copy, seed) for copy in range(copies)]
             first, second = np.concatenate(parts, 1)
             places, labels = np.stack([own[first], own[second]], 1), of[first]
@@ -161,14 +191,20 @@ class SimilarColumns:
             for text, label in zip(own.tolist(), of.tolist(), strict=True):
                 classes[label].add(text)
             groups = zip(own.tolist(), of.tolist(), strict=True)
-            self.relevant = {text: classes[label] - {text} for text, label in groups}
+            found = defaultdict(set)
+            for text, label in groups:  # a text may have several
+                found[text] |= classes[label] - {text}
+            self.relevant = dict(found)
             self.documents = set(own.tolist())
         else:
             lines, unlike, like = [], defaultdict(list), defaultdict(set)
             for row in rows:
                 anchor = place(row["text"])
                 unlike[anchor] += [place(text) for text in row.get("negatives", ())]
-                if "text_pair" in row:
+                # That a text is like itself can be neither learned nor found.
+                if "text_pair" in row and (
+                    kind == "scores" or row["text_pair"] != row["text"]
+                ):
                     lines.append([anchor, place(row["text_pair"])])
                     like[anchor].add(lines[-1][1])
             self.documents = set().union(*like.values(), *unlike.values())
@@ -184,9 +220,10 @@ class SimilarColumns:
         self.relevant = {
             query: found for query, found in self.relevant.items() if found
         }
-        if not len(places):
+        if not len(places) or not (self.relevant or kind == "scores"):
             raise UserError(
-                "no two texts belong together", fix="Are the columns right?"
+                "no two different texts belong together",
+                fix="Are the columns right, and are there rows enough?",
             )
         self.texts, self.places, self.labels = list(number), places, labels
         self.scores = scores.astype(np.float32)

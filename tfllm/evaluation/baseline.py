@@ -60,7 +60,8 @@ def predictions_of(
     """
     path = Path(run) / "eval" / "predictions.jsonl"
     try:
-        rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        with open(path, encoding="utf-8") as lines:
+            rows = [json.loads(line) for line in lines]
     except (OSError, ValueError) as error:
         raise UserError(f"cannot compare: {error}", path) from None
     if [[r.get(k) for k in keys] for r in rows] != [

@@ -251,8 +251,8 @@ def _check_answers(
 def _check_predictions(process, path: str | Path, report: CheckReport) -> None:
     """Asks for every row of `predictions.jsonl`, 64 at a time."""
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-        rows = [json.loads(line) for line in lines]
+        with open(path, encoding="utf-8") as lines:
+            rows = [json.loads(line) for line in lines]
         inputs = process.signatures["serving_default"].inputs
         asked = {name: [row[name] for row in rows] for name in inputs}
         wanted = [row.get("embedding", row["prediction"]) for row in rows]

@@ -88,9 +88,12 @@ class Embeddings:
         ids = self.tokenizer.encode(texts, max_length=self.max_length, **options)
         return Ragged.from_lists(ids)
 
-    def columns(self, rows: Sequence[dict], kind: str, **options) -> SimilarColumns:
-        """Training or test data; see `SimilarColumns`."""
-        return SimilarColumns(rows, kind, self.encode, **options)
+    def columns(self, rows: Sequence[dict], kind: str, split="rows", **options):
+        """The rows of a split as `SimilarColumns`."""
+        try:
+            return SimilarColumns(rows, kind, self.encode, **options)
+        except UserError as error:
+            raise UserError(error.what, split, error.fix) from None
 
     def build_model(self, dtype: str | None = None) -> keras.Model:
         """The model; unit vectors `[batch, size]`, float32."""
