@@ -47,6 +47,12 @@ def test_labels_are_brought_to_one_kind():
     assert several == ([["a", "b"], [], ["a", "b", "c"], ["1"]], ["1", "a", "b", "c"])
 
 
+def test_long_numbers_stay_different_classes():
+    for problem in ("single_label", "multi_label"):
+        found = labels_as(problem, records(1000001.0, 1000002.0, 0.12345678)).rows
+        assert class_names(found) == ["0.12345678", "1000001", "1000002"]
+
+
 def test_rows_with_another_kind_of_label_are_bad_rows():
     found = labels_as("regression", records(*["1.5"] * 50, "n/a"))
     assert len(found) == 50

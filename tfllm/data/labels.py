@@ -107,7 +107,12 @@ def _single_label(label) -> str:
         if len(label) != 1:
             raise ValueError(f"{len(label)} labels instead of one")
         label = label[0]
-    return f"{label:g}" if isinstance(label, float) else label
+    return _class_name(label) if isinstance(label, float) else label
+
+
+def _class_name(number: float) -> str:
+    """All digits: two numbers are never one class."""
+    return str(int(number)) if number.is_integer() else repr(number)
 
 
 def _multi_label(label) -> list[str]:
@@ -115,7 +120,7 @@ def _multi_label(label) -> list[str]:
     if isinstance(label, str):
         label = re.split(r"[,;|]", label)
     elif isinstance(label, float):
-        label = [f"{label:g}"]
+        label = [_class_name(label)]
     return sorted({name.strip() for name in label} - {""})
 
 
