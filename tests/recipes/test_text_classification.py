@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from tests.recipes.conftest import sentences
 from tests.recipes.kills import assert_kills_change_nothing
 from tfllm.cli.main import main as tfllm
 from tfllm.serving.c_api import Process
@@ -244,6 +245,23 @@ def test_pairs_train_and_export(work, recipe):
     with Process(work / "saved_models" / "pairs") as process:
         answer = process.run("serving_default", inputs)
     assert list(answer["label"]) == [row["prediction"] for row in rows]
+
+
+def test_pairs_are_not_measured_on_single_texts(work, toy, recipe, capsys):
+    rows = [f"{text}\tof {text}\t{label}" for text, label in sentences(60, 5)]
+    (work / "two.tsv").write_text("\n".join(["text\ttext_pair\tlabel", *rows]))
+    base = ["text_classification", "--train_file", "two.tsv", *FAST, "--no_export"]
+    base += ["--max_steps", 1, "--output_dir", work / "runs" / "two"]
+    for split in ("validation", "test"):
+        assert recipe(*base, f"--{split}_file", toy.test) == 2
+        told = capsys.readouterr().err
+        assert f"error: {toy.test}: " in told and "--pair_column" in told
+        assert not (work / "runs" / "two").exists()
+    assert recipe(*base) == 0
+    for more in ([], ["--output", "measured"]):
+        assert tfllm(["eval", "runs/two", "--test_file", toy.test, *more]) == 2
+        assert "--pair_column" in capsys.readouterr().err
+    assert tfllm(["eval", "runs/two", "--test_file", "two.tsv"]) == 0
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])

@@ -87,7 +87,16 @@ class TextClassification:
         Returns:
             The columns `token_ids`, for pairs `segment_ids`, and `label` (see
             `targets`); and the lengths int64 [N] that the texts had before truncation.
+
+        Raises:
+            UserError: A text has no second one, and the model labels pairs.
         """
+        # A file has second texts in all rows or in none.
+        alone = [row for row in rows if row.get("text_pair") is None]
+        if self.pairs and alone:
+            what, file = "a model of pairs wants a second text", alone[0].get("file")
+            fix = "Name its column with --pair_column" if file else None
+            raise UserError(what, file, fix)
 
         def build() -> Columns:
             texts = [row["text"] for row in rows]
