@@ -138,6 +138,7 @@ def test_several_labels_numbers_and_none():
             {"train": rows(9, labels=["x"])},
             "all rows .* have the label 'x'.*two classes",
         ),
+        ({"train": rows(9, labels=[[]])}, "no row of the train split has a label"),
         (
             {"train": rows(30, labels=[*map(str, range(30))])},
             "30 different labels in 30 rows.*--label_column",

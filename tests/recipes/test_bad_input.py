@@ -33,6 +33,12 @@ def one_class(folder):
     return ["--train_file", "one.tsv"]
 
 
+def no_labels(folder):
+    lines = [json.dumps({"text": text, "label": []}) for text, _ in ROWS]
+    (folder / "none.jsonl").write_text("\n".join(lines))
+    return ["--train_file", "none.jsonl"]
+
+
 def empty(folder):
     (folder / "empty.tsv").write_text("")
     return ["--train_file", "empty.tsv"]
@@ -93,6 +99,7 @@ CASES = {
     "many bad rows": (many_bad_rows, ["bad.tsv:6"]),
     "bad json": (bad_json, ["bad.jsonl:4"]),
     "one class": (one_class, ["one.tsv", "good"]),
+    "no labels": (no_labels, ["none.jsonl", "label"]),
     "no such column": (no_such_column, ["good.tsv", "label"]),
     "test without train": (lambda f: ["--test_file", good(f)], ["--train_file"]),
     "unknown flag": (lambda _: ["--epoch", "3"], ["--epochs"]),

@@ -278,8 +278,13 @@ def _labels_of(row: dict) -> Sequence:
 
 def _check_labels(records: Records, name: str, where: str | None) -> None:
     counts = Counter(chain.from_iterable(map(_labels_of, records.rows)))
-    if not counts or "entities" in records.rows[0]:
+    if "entities" in records.rows[0]:
         return  # spans of one type are fine
+    if not counts:
+        if any(isinstance(row.get("label"), list) for row in records.rows):
+            what = f"no row of the {name} split has a label, all lists are empty"
+            raise UserError(what, where, "Training needs a label here and there.")
+        return
     if len(counts) == 1:
         what = f"all rows of the {name} split have the label '{next(iter(counts))}'"
         fix = "Training needs two classes or more, or numbers that differ."
