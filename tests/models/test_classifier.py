@@ -13,6 +13,8 @@ from tfllm.models.classifier import (
     training_defaults,
 )
 from tfllm.models.encoder import EncoderConfig, encoder
+from tfllm.models.span_reader import ReaderConfig, build_span_reader
+from tfllm.models.tagger import TaggerConfig, build_tagger
 from tfllm.models.word_vectors import read_word_vectors
 
 ARCHITECTURES = ("fasttext", "textcnn", "lstm", "transformer")
@@ -103,6 +105,38 @@ def test_config():
     regularized = build_classifier(small("textcnn", l2=0.1))
     run(regularized, batch())
     assert sum(float(loss) for loss in regularized.losses) > 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "hidden_size", "heads"),
+    [
+        *(
+            (ClassifierConfig, size, heads)
+            for size, heads in ((36, 4), (30, 3), (53, 1))
+        ),
+        *((TaggerConfig, size, heads) for size, heads in ((36, 3), (300, 3), (50, 1))),
+        *((ReaderConfig, size, heads) for size, heads in ((128, 4), (36, 3), (20, 2))),
+    ],
+)
+def test_heads_suit_the_hidden_size(kind, hidden_size, heads):
+    shape = {"hidden_size": hidden_size, "num_layers": 1, "intermediate_size": 8}
+    more = {"tags": ["O", "B-x"]} if kind is TaggerConfig else {}
+    config = kind("transformer", 60, 2, **shape, **more)
+    assert config.num_heads == heads
+    assert kind(**config.to_dict()) == config
+    builders = build_classifier, build_tagger, build_span_reader
+    kinds = ClassifierConfig, TaggerConfig, ReaderConfig
+    builders[kinds.index(kind)](config)
+
+
+def test_heads_that_do_not_suit_are_refused():
+    with pytest.raises(UserError, match=r"--num_heads 4 .* size of 50. Use 2, or"):
+        ClassifierConfig("transformer", 60, 2, hidden_size=50, num_heads=4)
+    with pytest.raises(UserError, match=r"--num_heads 4 .* even size. Use 3, or"):
+        TaggerConfig("transformer", 60, 2, hidden_size=36, num_heads=4)
+    with pytest.raises(UserError, match="size of 53 is odd"):
+        ReaderConfig("transformer", 60, 2, hidden_size=53)
+    assert ClassifierConfig("lstm", 60, 2, hidden_size=53, num_heads=4).num_heads == 4
 
 
 @pytest.mark.parametrize(

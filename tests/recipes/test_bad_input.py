@@ -89,6 +89,11 @@ def no_tokenizer(folder):
     return ["--train_file", good(folder), "--tokenizer", "no/tokenizer.json"]
 
 
+def many_heads(folder):
+    shape = ["--model", "transformer", "--hidden_size", 30, "--num_heads", 4]
+    return ["--train_file", good(folder), *shape]
+
+
 CASES = {
     "missing file": (lambda _: ["--train_file", "no.tsv"], ["no.tsv"]),
     "empty file": (empty, ["empty.tsv", "empty"]),
@@ -110,6 +115,7 @@ CASES = {
     "folder of something else": (other_folder, ["mine", "--output_dir"]),
     "no run to go on with": (lambda _: ["--resume", "runs/no"], ["runs/no"]),
     "no word vectors": (no_vectors, ["no.vec"]),
+    "heads that do not fit": (many_heads, ["--num_heads 4", "Use 3"]),
     "no tokenizer": (no_tokenizer, ["no/tokenizer.json"]),
 }
 

@@ -183,6 +183,19 @@ def test_negatives_of_an_anchor_are_those_of_all_its_rows(tokenizer):
     )
 
 
+def test_heads_suit_the_hidden_size(tokenizer):
+    for size, heads in ((128, 4), (36, 3), (50, 1)):
+        shape = scratch_encoder("transformer", 60, 8, hidden_size=size, num_heads=None)
+        assert shape.num_heads == heads
+        task = Embeddings(tokenizer, EmbedderConfig(shape.to_dict()), 8)
+        assert task.build_model().output_shape == (None, size)
+    with pytest.raises(UserError, match=r"--num_heads 4 .* Use 3, or leave it out"):
+        scratch_encoder("transformer", 60, 8, hidden_size=36, num_heads=4)
+    with pytest.raises(UserError, match="odd"):
+        scratch_encoder("transformer", 60, 8, hidden_size=35)
+    assert scratch_encoder("bag", 60, 8, hidden_size=35).num_heads == 1
+
+
 def test_a_text_without_tokens_gives_zeros(tokenizer):
     task = task_of(tokenizer)
     vectors = task.embed(task.build_model(), ["the red sea", ""])

@@ -8,7 +8,13 @@ from tfllm.core.errors import UserError, did_you_mean
 from tfllm.layers.lora import add_adapters
 from tfllm.layers.ngrams import NgramBag, hash_ngrams
 from tfllm.models import classic
-from tfllm.models.encoder import EncoderConfig, encode, pool, token_inputs
+from tfllm.models.encoder import (
+    EncoderConfig,
+    encode,
+    fitting_heads,
+    pool,
+    token_inputs,
+)
 from tfllm.models.flags import ADAMW
 
 # What a field of `ClassifierConfig` is when it is left at None.
@@ -94,7 +100,8 @@ class ClassifierConfig:
         hidden_size: Size of a direction (lstm), of the vectors (others); fasttext
             without it is a linear model.
         num_layers: Number of LSTM layers or Transformer blocks.
-        num_heads: Attention heads of the Transformer.
+        num_heads: Attention heads of the Transformer; what is None is the most that
+            suit its hidden size, 4 at most.
         intermediate_size: Inner size of its feed-forward networks.
         filters: Convolutions of each width.
         widths: Numbers of tokens that a convolution sees.
@@ -110,7 +117,7 @@ class ClassifierConfig:
             None trains everything.
 
     Raises:
-        UserError: The architecture is unknown.
+        UserError: The architecture is unknown, or the heads do not suit its size.
     """
 
     architecture: str
@@ -135,12 +142,18 @@ class ClassifierConfig:
     lora: dict | None = None
 
     shapes = SHAPES
+    rotary = False  # positions of the Transformer
 
     def __post_init__(self):
+        heads = self.num_heads
         for field in fields(self):
             if getattr(self, field.name) is None:
                 default = known(self.shapes, self.architecture).get(field.name)
                 setattr(self, field.name, default)
+        if self.architecture == "transformer":
+            # Settled here, for a checkpoint to hold what was chosen.
+            sizes = self.hidden_size, heads, self.num_heads
+            self.num_heads = fitting_heads(*sizes, even=self.rotary)
         if self.architecture == "fasttext" and self.ngram_buckets is None:
             self.hidden_size = self.hidden_size or (16 if self.pairs else None)
             most = MOST_TABLE // (self.hidden_size or self.num_outputs)

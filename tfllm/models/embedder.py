@@ -7,7 +7,7 @@ from keras import ops
 
 from tfllm.layers.lora import add_adapters
 from tfllm.layers.pooling import MaskedPooling
-from tfllm.models.encoder import EncoderConfig, encode, token_inputs
+from tfllm.models.encoder import EncoderConfig, encode, fitting_heads, token_inputs
 from tfllm.models.flags import ADAMW
 
 # Encoders to begin with from scratch. A bag has no blocks: the mean of token vectors.
@@ -44,9 +44,16 @@ class EmbedderConfig:
 
 
 def scratch_encoder(model: str, vocabulary_size: int, max_length: int, **options):
-    """The `EncoderConfig` of one of `SHAPES`; `options` that are not None win."""
+    """The `EncoderConfig` of one of `SHAPES`; `options` that are not None win.
+
+    Raises:
+        UserError: The heads do not suit the hidden size.
+    """
     shape = SHAPES[model] | {k: v for k, v in options.items() if v is not None}
     bag = shape["num_layers"] == 0
+    if not bag:
+        sizes = shape["hidden_size"], options.get("num_heads"), shape["num_heads"]
+        shape["num_heads"] = fitting_heads(*sizes, even=True)
     return EncoderConfig(
         vocabulary_size,
         intermediate_size=4 * shape["hidden_size"],

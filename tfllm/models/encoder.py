@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 import keras
 from keras import ops
 
+from tfllm.core.errors import UserError
 from tfllm.layers.attention import AttentionBias
 from tfllm.layers.dropout import Dropout
 from tfllm.layers.feed_forward import activate
@@ -108,6 +109,32 @@ def sized_encoder(size: str, vocabulary_size: int, max_length: int, **options):
     spread = 0.02 * (768 / shape["hidden_size"]) ** 0.5
     options |= shape | {"max_length": max_length, "initializer_range": spread}
     return EncoderConfig(vocabulary_size, **options)
+
+
+def fitting_heads(
+    hidden_size: int, given: int | None, most: int, even: bool = False
+) -> int:
+    """The number of attention heads of a hidden size.
+
+    Args:
+        hidden_size: What the heads share evenly.
+        given: What the user asks for; None takes as many as fit.
+        most: Of the latter.
+        even: Whether rotary positions turn the halves of a head.
+
+    Raises:
+        UserError: What was asked for does not fit, or nothing does.
+    """
+    step = 2 if even else 1
+    fit = [n for n in range(1, most + 1) if hidden_size % (n * step) == 0]
+    if not fit:
+        what = f"a hidden size of {hidden_size} is odd: rotary positions halve it"
+        raise UserError(what, fix="Give an even one")
+    if given and hidden_size % (given * step):
+        what = f"--num_heads {given} does not suit a hidden size of {hidden_size}"
+        what += ": each head wants an even size" * even
+        raise UserError(what, fix=f"Use {fit[-1]}, or leave it out")
+    return given or fit[-1]
 
 
 def token_inputs(segments: bool = False, packed: bool = False) -> dict:

@@ -1,6 +1,6 @@
 """Readers: how likely an answer starts, and how likely it ends, at each token."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import keras
 from keras import ops
@@ -23,7 +23,14 @@ TRAINING = {
 }
 
 
-def build_span_reader(config: ClassifierConfig, dtype=None) -> keras.Model:
+@dataclass
+class ReaderConfig(ClassifierConfig):
+    """Shape of a reader: that of a `ClassifierConfig` of pairs."""
+
+    rotary = True
+
+
+def build_span_reader(config: ReaderConfig, dtype=None) -> keras.Model:
     """Builds a reader.
 
     From scratch it is told which tokens of the context stand in the question too (Chen

@@ -54,6 +54,7 @@ class TaggerConfig(ClassifierConfig):
         | {"ngrams": 1, "ngram_buckets": 2**16},
         "transformer": SHAPES["transformer"] | {"num_layers": 4},
     }
+    rotary = True
 
 
 def build_tagger(config: TaggerConfig, dtype=None) -> keras.Model:

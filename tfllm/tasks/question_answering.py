@@ -31,8 +31,7 @@ from tfllm.evaluation.answers import (
     tune_threshold,
 )
 from tfllm.evaluation.report import markdown_cell, markdown_table
-from tfllm.models.classifier import ClassifierConfig
-from tfllm.models.span_reader import build_span_reader
+from tfllm.models.span_reader import ReaderConfig, build_span_reader
 from tfllm.tasks.task import Batch, Sums, Verdict, answers_of, own_settings
 from tfllm.text import Tokenizer
 
@@ -79,7 +78,7 @@ class QuestionAnswering:
     """
 
     tokenizer: Tokenizer
-    model: ClassifierConfig
+    model: ReaderConfig
     style: str = "squad"
     impossible: bool = False
     stride: int = 128
@@ -327,7 +326,7 @@ class QuestionAnswering:
     def from_config(cls, config: dict, tokenizer: Tokenizer) -> "QuestionAnswering":
         """The task of a checkpoint's config.json."""
         settings = own_settings(cls, config)
-        settings["model"] = ClassifierConfig(**settings["model"])
+        settings["model"] = ReaderConfig(**settings["model"])
         return cls(tokenizer, **settings)
 
 
@@ -339,7 +338,7 @@ def task_for(
     Args:
         rows: Training records, see `data.questions`.
         tokenizer: Their tokenizer.
-        model: Fields of the `ClassifierConfig` but those that the task decides.
+        model: Fields of the `ReaderConfig` but those that the task decides.
         **options: Other fields of the task.
 
     Raises:
@@ -348,7 +347,7 @@ def task_for(
     if not any(row["answers"] for row in rows):
         raise UserError("no question of the training data has an answer")
     size = tokenizer.vocabulary_size
-    config = ClassifierConfig(vocabulary_size=size, num_outputs=2, pairs=True, **model)
+    config = ReaderConfig(vocabulary_size=size, num_outputs=2, pairs=True, **model)
     impossible = not all(row["answers"] for row in rows)
     return QuestionAnswering(tokenizer, config, impossible=impossible, **options)
 
