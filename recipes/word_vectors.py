@@ -12,11 +12,12 @@ of their words (`tfllm search RUN FILE "…"`), and so does its export.
 
 import sys
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from tfllm.cli.finish import finish, show
 from tfllm.config import fill, flag, parse, to_yaml
 from tfllm.core.console import note
-from tfllm.core.errors import run_main
+from tfllm.core.errors import UserError, run_main
 from tfllm.core.quiet import load_tensorflow
 from tfllm.data.corpus import CorpusFlags, load_documents
 from tfllm.data.stream import describe, encode_stream
@@ -74,6 +75,10 @@ class Config(RunFlags, VectorFlags, TextFlags, CorpusFlags):
 def main(argv: list[str] | None = None) -> int:
     """Runs the recipe; returns the exit status."""
     config = parse(Config, argv, __doc__)
+    if config.compare and not config.question_file:
+        raise UserError("--compare needs --question_file: by it vectors are compared")
+    if config.compare and not Path(config.compare).is_file():
+        raise UserError("there is no such file of word vectors", config.compare)
     run, config = open_run("word_vectors", config, config.model)
     if run.finished:
         return show(run)

@@ -1,6 +1,7 @@
 """Analogies and similarities of words."""
 
 import gzip
+import warnings
 
 import numpy as np
 import pytest
@@ -26,6 +27,8 @@ def test_the_answer_is_the_nearest_other_word():
     ]
     assert answer_analogies(WORDS, VECTORS, rows).tolist() == [True, False]
     assert len(answer_analogies(WORDS, VECTORS, rows[2:])) == 0
+    capitals = [tuple(word.capitalize() for word in row) for row in rows]
+    assert answer_analogies(WORDS, VECTORS, capitals).tolist() == [True, False]
 
 
 def test_similarities_are_ranked():
@@ -34,6 +37,9 @@ def test_similarities_are_ranked():
     assert found[0] == pytest.approx([0.5**0.5, -1, 0.5])
     assert question_metric(found) == 1.0
     assert question_metric(found[:, :2]) == 0.0  # of two pairs nothing can be said
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert question_metric(np.ones((2, 4))) == 0.0
 
 
 def test_files_are_told_apart(tmp_path):

@@ -15,7 +15,7 @@ from tfllm.models.classifier import (
 from tfllm.models.encoder import EncoderConfig, encoder
 from tfllm.models.span_reader import ReaderConfig, build_span_reader
 from tfllm.models.tagger import TaggerConfig, build_tagger
-from tfllm.models.word_vectors import read_word_vectors
+from tfllm.models.word_vectors import read_word_vectors, word_vectors
 
 ARCHITECTURES = ("fasttext", "textcnn", "lstm", "transformer")
 RNG = np.random.default_rng(0)
@@ -212,6 +212,17 @@ def test_word_vectors(tmp_path):
     with pytest.raises(UserError, match="none of the vocabulary"):
         read_word_vectors(tmp_path / "a.txt", ["x"])
     (tmp_path / "bad.txt").write_text("a 1 2\nb 1\n")
+    for content in (
+        "\ufeffthe 1 2\n\nnew york 3 4\n\n",
+        "2 2\nthe  1 2\nnew york\t3\t4\n",
+    ):
+        (tmp_path / "odd.txt").write_text(content)
+        found = dict(word_vectors(tmp_path / "odd.txt"))
+        assert found["the"].tolist() == [1, 2] and found["new york"].tolist() == [3, 4]
+    for content, words in (("a 1 2\nb 1 inf\n", "odd.txt:2"), ("2 5\na 1 2", "5 num")):
+        (tmp_path / "odd.txt").write_text(content)
+        with pytest.raises(UserError, match=words):
+            dict(word_vectors(tmp_path / "odd.txt"))
     with pytest.raises(UserError, match=r"bad.txt:2.*2 numbers"):
         read_word_vectors(tmp_path / "bad.txt", ["b"])
     with pytest.raises(UserError, match="embedding_size to 5"):

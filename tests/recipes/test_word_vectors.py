@@ -101,6 +101,11 @@ def test_dry_run_and_bad_input(work, recipe, capsys):
         ([*SMALL, "--question_file", "bad.tsv"], "bad.tsv:1"),
         ([*SMALL, "--model", "skipgram"], "skip_gram"),
         (["--train_file", "no.txt"], "no.txt"),
+        ([*SMALL, "--compare", "no.vec"], "--compare needs --question_file"),
+        (
+            [*SMALL, "--compare", "no.vec", "--question_file", "alike.tsv"],
+            "no.vec: there is no such file",
+        ),
     ):
         assert recipe("word_vectors", *arguments, "--output_dir", path) == 2
         (line,) = capsys.readouterr().err.strip().splitlines()

@@ -2,6 +2,7 @@
 
 import gzip
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -55,7 +56,8 @@ def answer_analogies(
 ) -> np.ndarray:
     """Whether d is the word nearest to b - a + c, the three themselves left out.
 
-    3CosAdd (Mikolov et al., 2013). Questions with a word that is not there are skipped.
+    3CosAdd (Mikolov et al., 2013). Questions with a word that is not there, as it is
+    or in small letters, are skipped.
 
     Args:
         words: The words among which answers are.
@@ -65,9 +67,7 @@ def answer_analogies(
     Returns:
         bool `[answered]`.
     """
-    place = _places(words)
-    known = [[place[w] for w in row] for row in rows if all(w in place for w in row)]
-    known = np.array(known, np.int64).reshape(-1, 4)
+    known = np.array(_known(words, rows, 4), np.int64).reshape(-1, 4)
     unit, right = unit_vectors(vectors), []
     for begin in range(0, len(known), BLOCK):
         part = known[begin : begin + BLOCK]
@@ -82,9 +82,8 @@ def similarities(
     words: Sequence[str], vectors: np.ndarray, rows: Sequence[tuple]
 ) -> np.ndarray:
     """Cosines of the pairs that are known, and what people said, float64 `[2, n]`."""
-    place, unit = _places(words), unit_vectors(vectors)
-    known = [row for row in rows if row[0] in place and row[1] in place]
-    cosines = [float(unit[place[a]] @ unit[place[b]]) for a, b, _ in known]
+    known, unit = _known(words, rows, 2), unit_vectors(vectors)
+    cosines = [float(unit[a] @ unit[b]) for a, b, _ in known]
     return np.array([cosines, [score for *_, score in known]])
 
 
@@ -111,8 +110,19 @@ def question_metric(found: np.ndarray) -> float:
 
     if found.ndim == 1:
         return float(found.mean()) if len(found) else 0.0
-    return float(np.nan_to_num(spearmanr(*found)[0])) if found.shape[1] > 2 else 0.0
+    if found.shape[1] < 3:
+        return 0.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of equal scores: what is not defined is 0
+        return float(np.nan_to_num(spearmanr(*found)[0]))
 
 
-def _places(words: Sequence[str]) -> dict[str, int]:
-    return {word: place for place, word in reversed([*enumerate(words)])}
+def _known(words: Sequence[str], rows: Sequence[tuple], count: int) -> list[list]:
+    """Rows whose first `count` words are there, with these words' places."""
+    places = {word: place for place, word in reversed([*enumerate(words)])}
+
+    def place(word):
+        return places.get(word, places.get(word.lower()))
+
+    found = [[*map(place, row[:count]), *row[count:]] for row in rows]
+    return [row for row in found if None not in row]

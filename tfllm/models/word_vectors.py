@@ -1,6 +1,7 @@
 """Word vectors in word2vec's text form, read (plain or gzip) and written."""
 
 import gzip
+import re
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -9,6 +10,9 @@ import numpy as np
 
 from tfllm.core.errors import UserError
 from tfllm.core.files import atomic_write
+
+_HEADER = re.compile(r"\d+[ \t]+\d+")
+_BLANKS = re.compile(r"[ \t]+")
 
 
 def read_word_vectors(path, tokens: Sequence[str]) -> np.ndarray:
@@ -48,12 +52,16 @@ def read_word_vectors(path, tokens: Sequence[str]) -> np.ndarray:
 def word_vectors(path, wanted=None) -> Iterator[tuple[str, np.ndarray]]:
     """The words of a file and their vectors, float32 `[size]`; the first of equal ones.
 
+    A word may hold spaces, as GloVe's largest file has them: what counts are the last
+    `size` cells of a line, a number that the header tells or the first line shows.
+
     Args:
         path: A text file, gzip or not.
         wanted: Only these words; all when absent.
 
     Raises:
-        UserError: There is no such file, or a line has another number of values.
+        UserError: There is no such file, a line has another number of values, or one
+            of them is not finite.
     """
     path, size, seen = Path(path), None, set()
     if not path.is_file():
@@ -61,13 +69,22 @@ def word_vectors(path, wanted=None) -> Iterator[tuple[str, np.ndarray]]:
     with open(path, "rb") as raw:
         zipped = raw.read(2) == b"\x1f\x8b"
     with (gzip.open if zipped else open)(
-        path, "rt", encoding="utf-8", errors="replace", newline="\n"
+        path, "rt", encoding="utf-8-sig", errors="replace", newline="\n"
     ) as lines:
         for number, line in enumerate(lines, 1):
-            word, *values = line.rstrip().split(" ")
-            if number == 1 and len(values) == 1:
-                continue  # word2vec's header
-            size = size or len(values)
+            line = line.strip(" \t\r\n")
+            if not line:
+                continue
+            if number == 1 and _HEADER.fullmatch(line):  # word2vec's
+                size = int(line.split()[1])
+                continue
+            size = size or _numbers_behind(line)
+            word, *values = line.rsplit(" ", size)
+            if len(values) != size or "" in values or word[-1:] == " ":
+                # Tabs, or more than one space.
+                cells = _BLANKS.split(line)
+                word = " ".join(cells[:-size]) or cells[0]
+                values = cells[1:][-size:]
             if word in seen or (wanted is not None and word not in wanted):
                 continue
             seen.add(word)
@@ -79,7 +96,26 @@ def word_vectors(path, wanted=None) -> Iterator[tuple[str, np.ndarray]]:
                 raise UserError(
                     f"'{word}' should be followed by {size} numbers", f"{path}:{number}"
                 )
+            if not np.isfinite(row).all():
+                what = f"the vector of '{word}' has a number that is not finite"
+                raise UserError(what, f"{path}:{number}")
             yield word, row
+
+
+def _numbers_behind(line: str) -> int:
+    """How many numbers end a line, at least one; the first cell is a word."""
+    count, cells = 0, _BLANKS.split(line)[1:]
+    while cells and _is_number(cells.pop()):
+        count += 1
+    return max(count, 1)
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
 
 
 def frequent_vectors(path, most: int = 30_000) -> tuple[list[str], np.ndarray]:

@@ -73,9 +73,11 @@ def write_report(
         What results.json holds.
     """
     started = time.perf_counter()
-    named = {
-        _name(file, kind): (kind, rows) for file, (kind, rows) in questions.items()
-    }
+    named = {}
+    for file, (kind, rows) in questions.items():
+        name = _name(file, kind)
+        again = sum(other.split("#")[0] == name for other in named)
+        named[name + f"#{again + 1}" * bool(again)] = kind, rows
     words, vectors = words[:AMONG], vectors[:AMONG]
     found = question_arrays(words, vectors, named)
     blocks = {
@@ -112,7 +114,7 @@ def write_report(
 
 def _name(file: str, kind: str) -> str:
     measure = {"analogy": "accuracy", "similarity": "spearman"}[kind]
-    return f"{measure}_{Path(file).name.split('.')[0]}"
+    return f"{measure}_{Path(Path(file).name.removesuffix('.gz')).stem}"
 
 
 def _measured(found: Mapping[str, np.ndarray], block: dict) -> dict:
