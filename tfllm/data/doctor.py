@@ -201,7 +201,7 @@ def examine(
     splits = {k: v if isinstance(v, Records) else Records(v) for k, v in splits.items()}
     train = next(iter(splits))
     for name, records in splits.items():
-        where = ", ".join(file["path"] for file in records.files) or None
+        where = records.where
         check_bad_rows(records)
         if not records.rows:
             raise UserError(f"the {name} split is empty", where)

@@ -74,6 +74,11 @@ class Records:
         found += [f"{self.unlabelled} without a label left out"] * bool(self.unlabelled)
         return ", ".join(filter(None, found))
 
+    @property
+    def where(self) -> str | None:
+        """Its files, for messages."""
+        return ", ".join(file["path"] for file in self.files) or None
+
     def take(self, limit: int | None) -> "Records":
         """At most `limit` rows, drawn at random but always the same, in file order."""
         if limit is None or limit >= len(self):

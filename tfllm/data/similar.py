@@ -79,8 +79,7 @@ def settle(splits: dict[str, Records], kind: str | None = None):
         if labels and not scored and _graded(labels):
             what = "labels of pairs are numbers, but not 0 and 1"
             fix = "--loss cosine takes them as scores, the higher the more alike"
-            raise UserError(what, ", ".join(f["path"] for f in splits["train"].files)
-                            or None, fix)  # fmt: skip
+            raise UserError(what, splits["train"].where, fix)
         kind = "scores" if scored else "pairs" if paired else "labels"
     wants = {
         "pairs": "text_pair" * (not paired),
@@ -92,8 +91,7 @@ def settle(splits: dict[str, Records], kind: str | None = None):
     if wants:
         what = wants if " a " in wants else f"no {wants}"
         fix = "Name the columns with --pair_column or --label_column"
-        where = ", ".join(file["path"] for file in splits["train"].files) or None
-        raise UserError(f"the training rows have {what}", where, fix)
+        raise UserError(f"the training rows have {what}", splits["train"].where, fix)
     for name, part in splits.items():
         if labelled and not all("label" in row for row in part.rows):
             raise UserError(f"rows of {name} have no label, those of train have one")

@@ -117,10 +117,9 @@ def load_splits(
         )
         note(f"{name}: {len(splits[name]):,} rows held out from the training rows")
         if not len(splits["train"]):
-            where = ", ".join(file["path"] for file in splits["train"].files) or None
             what = "nothing is left to train on: too few different texts or contexts"
             fix = "Give more of them, or a --validation_file and a --test_file"
-            raise UserError(what, where, fix)
+            raise UserError(what, splits["train"].where, fix)
     if flags.drop_leaked:
         others = [splits[name] for name in ("validation", "test") if name in splits]
         splits["train"] = drop_leaked(splits["train"], others)

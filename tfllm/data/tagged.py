@@ -91,8 +91,8 @@ def entity_types(records: Records, split: str = "train") -> list[str]:
     """The types of entities in a split's rows; a `UserError` where there are none."""
     types = sorted({span[2] for row in records.rows for span in row["entities"]})
     if not types:
-        where = ", ".join(file["path"] for file in records.files) or None
-        raise UserError(f"no row of {split} has an entity", where, "Check the tags")
+        what = f"no row of {split} has an entity"
+        raise UserError(what, records.where, "Check the tags")
     return types
 
 
